@@ -1,0 +1,26 @@
+"""Who and where this process is."""
+
+import json
+import os
+import socket
+import uuid
+from pathlib import Path
+
+
+def new_incarnation() -> str:
+    """Minted once at process start: the same name in a new process is somebody else."""
+    return uuid.uuid4().hex
+
+
+def host_id() -> str:
+    """The same in two processes of one booted kernel. A hint that shared memory may work; a handshake proves it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else socket.gethostname()
+
+
+def write_ready_file(path: Path, *, host: str, port: int, metrics_port: int, incarnation: str) -> None:
+    """Says, in one rename, that the process serves and where."""
+    document = {"host": host, "port": port, "metrics_port": metrics_port, "pid": os.getpid(), "incarnation": incarnation}
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document))
+    temporary.rename(path)

@@ -1,0 +1,96 @@
+"""One table between Shoal's errors and gRPC status codes, read both ways.
+
+The class travels by name in the trailing metadata `shoal-error` (and `shoal-field`), so a client raises exactly the
+class that the server raised; a peer that sends only a status gets the table's class for it.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn
+
+import grpc
+
+from shoal.core import errors
+
+_ERROR_KEY = "shoal-error"
+_FIELD_KEY = "shoal-field"
+
+# The first row of a status is the class for a peer that names none.
+TABLE: tuple[tuple[type[errors.ShoalError], grpc.StatusCode], ...] = (
+    (errors.InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
+    (errors.Stale, grpc.StatusCode.ABORTED),
+    (errors.Refused, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.TrainingFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.Forbidden, grpc.StatusCode.PERMISSION_DENIED),
+    (errors.Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.Corrupt, grpc.StatusCode.DATA_LOSS),
+    (errors.Internal, grpc.StatusCode.INTERNAL),
+)
+_BY_NAME = {cls.__name__: cls for cls, _ in TABLE}
+_BY_STATUS: dict[grpc.StatusCode, type[errors.ShoalError]] = {}
+for _cls, _status in TABLE:
+    _BY_STATUS.setdefault(_status, _cls)
+
+
+def status_of(error: errors.ShoalError) -> grpc.StatusCode:
+    for cls, status in TABLE:
+        if isinstance(error, cls):
+            return status
+    return grpc.StatusCode.INTERNAL
+
+
+def metadata_of(error: errors.ShoalError) -> tuple[tuple[str, str], ...]:
+    entries = [(_ERROR_KEY, type(error).__name__)]
+    if isinstance(error, errors.InvalidInput) and error.field:
+        entries.append((_FIELD_KEY, error.field.encode("ascii", "replace").decode()))
+    return tuple(entries)
+
+
+def error_of(call: grpc.RpcError) -> errors.ShoalError:
+    """The error that a failed call stands for."""
+    status: grpc.StatusCode = call.code()
+    details: str = call.details() or status.name
+    trailing = {key: value for key, value in (call.trailing_metadata() or ())}
+    cls = _BY_NAME.get(str(trailing.get(_ERROR_KEY, "")), _BY_STATUS.get(status, errors.Internal))
+    if cls is errors.InvalidInput:
+        return errors.InvalidInput(details, field=str(trailing.get(_FIELD_KEY, "")))
+    return cls(details)
+
+
+@contextmanager
+def raised_from_call() -> Iterator[None]:
+    """Around a client's call: turns grpc.RpcError into the error that the server raised."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error) from error
+
+
+def abort_with(context: grpc.ServicerContext, error: errors.ShoalError) -> NoReturn:
+    """Ends a synchronous server's call with the error's status."""
+    context.set_trailing_metadata(metadata_of(error))
+    context.abort(status_of(error), str(error))
+    raise AssertionError("abort raises")
+
+
+@contextmanager
+def answered(context: grpc.ServicerContext) -> Iterator[None]:
+    """Around a synchronous servicer's body: a ShoalError becomes a status."""
+    try:
+        yield
+    except errors.ShoalError as error:
+        abort_with(context, error)
+
+
+@asynccontextmanager
+async def answered_async(context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[None]:
+    """Around an asyncio servicer's body: a ShoalError becomes a status."""
+    try:
+        yield
+    except errors.ShoalError as error:
+        context.set_trailing_metadata(metadata_of(error))
+        await context.abort(status_of(error), str(error))

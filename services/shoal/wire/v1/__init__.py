@@ -1,0 +1,1 @@
+"""Generated from proto/shoal/wire/v1 by `make protos`. Never edited."""
