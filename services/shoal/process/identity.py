@@ -20,7 +20,8 @@ def host_id() -> str:
 
 def write_ready_file(path: Path, *, host: str, port: int, metrics_port: int, incarnation: str) -> None:
     """Says, in one rename, that the process serves and where."""
-    document = {"host": host, "port": port, "metrics_port": metrics_port, "pid": os.getpid(), "incarnation": incarnation}
+    place = {"host": host, "port": port, "metrics_port": metrics_port}
+    document = {**place, "pid": os.getpid(), "incarnation": incarnation}
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(document))
     temporary.rename(path)

@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 
 from shoal.core.errors import InvalidInput
 
+_CLIENT_VARIABLES = frozenset({"SHOAL_MASTER_ADDRESS"})  # read by clients; looks like a setting of the master
+
 
 class RoleSettings(BaseSettings):
     """What every role has."""
@@ -33,8 +35,8 @@ class RoleSettings(BaseSettings):
     @classmethod
     def load(cls, arguments: Sequence[str]) -> Self:
         """Reads all four sources. Raises InvalidInput with one line; `--help` prints and exits 0."""
-        arguments = list(arguments)
-        path = _take_option(arguments, "--config") or os.environ.get("SHOAL_CONFIG")
+        flags_left = list(arguments)
+        path = _take_option(flags_left, "--config") or os.environ.get("SHOAL_CONFIG")
         section = _read_section(Path(path), cls.section) if path else {}
         prefix = f"SHOAL_{cls.section.upper()}_"
         _refuse_unknown_environment(prefix, set(cls.model_fields))
@@ -48,12 +50,12 @@ class RoleSettings(BaseSettings):
                 settings_cls: type[BaseSettings],
                 init_settings: PydanticBaseSettingsSource,
                 env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+                file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
             ) -> tuple[PydanticBaseSettingsSource, ...]:
                 flags: PydanticBaseSettingsSource = CliSettingsSource(
                     settings_cls,
-                    cli_parse_args=arguments,
+                    cli_parse_args=flags_left,
                     cli_prog_name=f"python -m shoal.{cls.section}",
                     cli_kebab_case=True,
                     cli_implicit_flags=True,
@@ -71,7 +73,8 @@ class RoleSettings(BaseSettings):
                 f" or {cls.section}.{name} in the YAML file)",
                 field=name,
             ) from error
-        return cls.model_construct(**{name: getattr(loaded, name) for name in cls.model_fields})
+        values = {name: getattr(loaded, name) for name in cls.model_fields}
+        return cls.model_construct(**values)  # type: ignore[return-value]
 
 
 def _take_option(arguments: list[str], option: str) -> str | None:
@@ -91,7 +94,8 @@ def _read_section(path: Path, section: str) -> dict[str, Any]:
     except OSError as error:
         raise InvalidInput(f"settings file {path}: {error.strerror}", field="config") from error
     except yaml.YAMLError as error:
-        raise InvalidInput(f"settings file {path} is not YAML: {' '.join(str(error).split())}", field="config") from error
+        problem = " ".join(str(error).split())
+        raise InvalidInput(f"settings file {path} is not YAML: {problem}", field="config") from error
     if document is None:
         return {}
     if not isinstance(document, dict) or not isinstance(document.get(section) or {}, dict):
@@ -102,7 +106,7 @@ def _read_section(path: Path, section: str) -> dict[str, Any]:
 def _refuse_unknown_environment(prefix: str, known: set[str]) -> None:
     """A mistyped variable must not be ignored. Kubernetes' own service variables end in forms that are let through."""
     for name in os.environ:
-        if not name.startswith(prefix) or name[len(prefix) :].lower() in known:
+        if not name.startswith(prefix) or name[len(prefix) :].lower() in known or name in _CLIENT_VARIABLES:
             continue
         if name[len(prefix) :].startswith(("SERVICE_", "PORT_")):
             continue
@@ -111,5 +115,5 @@ def _refuse_unknown_environment(prefix: str, known: set[str]) -> None:
 
 def fail(error: Exception) -> None:
     """Prints one line for a person and exits with the code for wrong usage."""
-    print(f"error: {error}", file=sys.stderr)
+    sys.stderr.write(f"error: {error}\n")
     raise SystemExit(2)

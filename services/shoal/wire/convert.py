@@ -30,9 +30,7 @@ def load_to_proto(noun: Load) -> master_pb2.WorkerStatus:
 
 
 def load_from_proto(message: master_pb2.WorkerStatus) -> Load:
-    return Load(
-        cpu_percent=message.cpu_load, memory_percent=message.memory_usage, current_jobs=message.current_jobs
-    )
+    return Load(cpu_percent=message.cpu_load, memory_percent=message.memory_usage, current_jobs=message.current_jobs)
 
 
 def progress_to_proto(noun: Progress) -> master_pb2.JobProgress:

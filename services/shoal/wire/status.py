@@ -54,11 +54,20 @@ def error_of(call: grpc.RpcError) -> errors.ShoalError:
     """The error that a failed call stands for."""
     status: grpc.StatusCode = call.code()
     details: str = call.details() or status.name
-    trailing = {key: value for key, value in (call.trailing_metadata() or ())}
+    trailing = dict(call.trailing_metadata() or ())
     cls = _BY_NAME.get(str(trailing.get(_ERROR_KEY, "")), _BY_STATUS.get(status, errors.Internal))
     if cls is errors.InvalidInput:
         return errors.InvalidInput(details, field=str(trailing.get(_FIELD_KEY, "")))
     return cls(details)
+
+
+def was_cut_off(error: errors.ShoalError) -> bool:
+    """Did the call not get to the other side, or end with the connection? It may have taken effect or not."""
+    call = error.__cause__
+    if not isinstance(call, grpc.RpcError):
+        return False
+    named = any(key == _ERROR_KEY for key, _ in call.trailing_metadata() or ())
+    return not named and call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+"""`python -m shoal.ps`: one parameter server process."""
+
+import sys
+
+from shoal.process.lifetime import die_with_parent
+
+
+def main() -> None:
+    die_with_parent()
+    from shoal.core.errors import ShoalError
+    from shoal.process.logs import configure_logs
+    from shoal.process.settings import fail
+    from shoal.ps.settings import PsSettings
+
+    try:
+        settings = PsSettings.load(sys.argv[1:])
+        configure_logs(log_format=settings.log_format, level=settings.log_level, role="ps")
+        from shoal.ps.app import run
+
+        run(settings)
+    except ShoalError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

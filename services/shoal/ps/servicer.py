@@ -1,0 +1,172 @@
+"""gRPC in front of the shares: converts, answers, nothing else."""
+
+from collections.abc import Iterator
+
+import grpc
+
+from shoal.core.errors import InvalidInput
+from shoal.ps.shares import Shares
+from shoal.ps.snapshot import SnapshotFolder
+from shoal.wire.convert import facts_from_proto
+from shoal.wire.status import answered
+from shoal.wire.v1 import parameter_server_pb2, parameter_server_pb2_grpc, shard_pb2, shard_pb2_grpc
+
+_MAX_WAIT_SECONDS = 30.0  # of a long poll: longer than a progress report's rhythm, shorter than any proxy's patience
+
+
+class ParameterServerServicer(parameter_server_pb2_grpc.ParameterServerServiceServicer):
+    """What trainers and external clients ask."""
+
+    def __init__(self, *, shares: Shares, host_id: str, shared_memory_address: str) -> None:
+        self._shares = shares
+        self._host_id = host_id
+        self._shared_memory_address = shared_memory_address
+
+    def RegisterWorker(
+        self, request: parameter_server_pb2.RegisterWorkerRequest, context: grpc.ServicerContext
+    ) -> parameter_server_pb2.RegisterWorkerResponse:
+        with answered(context):
+            _require(request.worker_id, "worker_id")
+            share = self._shares.get(request.job_id)
+            share.check_attempt(request.attempt)
+            share.register(facts_from_proto(request.dataset) if request.HasField("dataset") else None)
+            held = share.layout.shares[share.index]
+            return parameter_server_pb2.RegisterWorkerResponse(
+                success=True,
+                message=f"shard {share.index} of {share.shards}",
+                host_id=self._host_id,
+                shared_memory_address=self._shared_memory_address,
+                layers=[
+                    parameter_server_pb2.LayerPart(
+                        layer_name=piece.layer.name,
+                        shape=piece.layer.shape,
+                        first=piece.first,
+                        last=piece.last,
+                        version=share.layer_version(piece.layer.name),
+                    )
+                    for piece in held.slices
+                ],
+                shard_index=share.index,
+                shards=share.shards,
+                version=share.version,
+            )
+
+    def PushGradients(
+        self, request: parameter_server_pb2.PushGradientsRequest, context: grpc.ServicerContext
+    ) -> parameter_server_pb2.PushGradientsResponse:
+        with answered(context):
+            _require(request.worker_id, "worker_id")
+            share = self._shares.get(request.job_id)
+            share.check_attempt(request.attempt)
+            outcome = share.push_slice(
+                layer_name=request.layer_name,
+                data=request.gradient_data,
+                dtype=request.dtype,
+                version=request.version,
+            )
+            return parameter_server_pb2.PushGradientsResponse(
+                success=outcome.applied, message=outcome.reason, new_version=outcome.version
+            )
+
+    def PullParameters(
+        self, request: parameter_server_pb2.PullParametersRequest, context: grpc.ServicerContext
+    ) -> parameter_server_pb2.PullParametersResponse:
+        with answered(context):
+            _require(request.worker_id, "worker_id")
+            share = self._shares.get(request.job_id)
+            version = share.layer_version(request.layer_name)
+            if request.have_version and request.version == version:
+                return parameter_server_pb2.PullParametersResponse(
+                    success=True, message="the version held is current", version=version
+                )
+            data, version = share.pull_slice(request.layer_name)
+            return parameter_server_pb2.PullParametersResponse(
+                success=True, message="", parameter_data=data, version=version
+            )
+
+    def GetParameterVersion(
+        self, request: parameter_server_pb2.GetParameterVersionRequest, context: grpc.ServicerContext
+    ) -> parameter_server_pb2.GetParameterVersionResponse:
+        with answered(context):
+            _require(request.worker_id, "worker_id")
+            version = self._shares.get(request.job_id).layer_version(request.layer_name)
+            return parameter_server_pb2.GetParameterVersionResponse(success=True, message="", version=version)
+
+
+class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
+    """What the master asks."""
+
+    def __init__(self, *, shares: Shares, snapshots: SnapshotFolder) -> None:
+        self._shares = shares
+        self._snapshots = snapshots
+
+    def CreateShare(
+        self, request: shard_pb2.CreateShareRequest, context: grpc.ServicerContext
+    ) -> shard_pb2.CreateShareResponse:
+        with answered(context):
+            share = self._shares.create(
+                job_id=request.job_id,
+                attempt=request.attempt,
+                spec_json=request.spec_json,
+                index=request.shard_index,
+                shards=request.shards,
+            )
+            return shard_pb2.CreateShareResponse(version=share.version)
+
+    def GetProgress(
+        self, request: shard_pb2.GetProgressRequest, context: grpc.ServicerContext
+    ) -> shard_pb2.GetProgressResponse:
+        with answered(context):
+            progress = self._shares.get(request.job_id).progress(
+                from_version=request.from_version,
+                known_evaluations=request.known_evaluations,
+                wait_seconds=min(request.wait_seconds, _MAX_WAIT_SECONDS),
+            )
+            return shard_pb2.GetProgressResponse(
+                attempt=progress.attempt,
+                version=progress.version,
+                total_steps=progress.total_steps,
+                samples=progress.samples,
+                losses=[
+                    shard_pb2.StepLoss(step=progress.first_step + index, loss=loss)
+                    for index, loss in enumerate(progress.losses)
+                ],
+                evaluations=[
+                    shard_pb2.Evaluation(
+                        version=result.version, correct=result.correct, samples=result.samples, loss=result.loss
+                    )
+                    for result in progress.evaluations
+                ],
+                started=progress.started,
+                failure=progress.failure,
+            )
+
+    def Snapshot(self, request: shard_pb2.SnapshotRequest, context: grpc.ServicerContext) -> shard_pb2.SnapshotResponse:
+        with answered(context):
+            share = self._shares.get(request.job_id)
+            share.check_attempt(request.attempt)
+            file = self._snapshots.write(request.job_id, share.index, share.capture())
+            return shard_pb2.SnapshotResponse(
+                file_name=file.name, size=file.size, sha256=file.sha256, version=file.version
+            )
+
+    def ReadSnapshot(
+        self, request: shard_pb2.ReadSnapshotRequest, context: grpc.ServicerContext
+    ) -> Iterator[shard_pb2.ReadSnapshotResponse]:
+        with answered(context):
+            for chunk in self._snapshots.read(request.job_id, request.file_name, request.offset):
+                yield shard_pb2.ReadSnapshotResponse(data=chunk)
+
+    def DropShare(
+        self, request: shard_pb2.DropShareRequest, context: grpc.ServicerContext
+    ) -> shard_pb2.DropShareResponse:
+        with answered(context):
+            existed = self._shares.drop(request.job_id, "the job has ended")
+            if request.delete_files:
+                self._snapshots.delete(request.job_id)
+            return shard_pb2.DropShareResponse(existed=existed)
+
+
+def _require(value: str, field: str) -> None:
+    if not value:
+        raise InvalidInput(f"{field} must not be empty", field=field)

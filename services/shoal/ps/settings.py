@@ -1,0 +1,28 @@
+"""Settings of a parameter server."""
+
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import pydantic
+
+from shoal.process.settings import RoleSettings
+
+
+class PsSettings(RoleSettings):
+    section: ClassVar[str] = "ps"
+
+    host: str = pydantic.Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = pydantic.Field(7080, ge=0, le=65_535, description="gRPC port; 0: any free one")
+    advertise_host: str = pydantic.Field("", description="host name that workers use; default: `host`")
+    metrics_port: int = pydantic.Field(7081, ge=0, le=65_535, description="HTTP port of /metrics, /livez, /readyz")
+    master: str = pydantic.Field("127.0.0.1:7070", description="HOST:PORT of the master")
+    server_id: str = pydantic.Field("", description="stable name; default: host name and port")
+    data_dir: Path = pydantic.Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / "shoal-ps", description="folder of snapshots"
+    )
+    shared_memory: bool = pydantic.Field(True, description="offer shared memory to trainers on this host")
+    max_streams: int = pydantic.Field(
+        256, ge=1, description="threads for calls and streams: one per attached trainer, plus a few"
+    )
+    heartbeat_seconds: float = pydantic.Field(1.0, gt=0, description="between heartbeats; the master may ask for other")

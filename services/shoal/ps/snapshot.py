@@ -1,0 +1,112 @@
+"""A share as a file: safetensors with the layout in its metadata, written so that a half-written file never counts."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from shoal.core.errors import Exhausted, NotFound
+from shoal.core.facts import DatasetFacts
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Elements [first, last) of a layer's flattened tensor; without them, the whole tensor in its own shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    first: int | None = None
+    last: int | None = None
+
+    def to_document(self) -> dict[str, object]:
+        if self.first is None:
+            return {"name": self.name, "shape": self.shape, "whole": True}
+        return {"name": self.name, "shape": self.shape, "first": self.first, "last": self.last}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capture:
+    tensors: Mapping[str, Tensor]
+    parts: tuple[Part, ...]
+    facts: DatasetFacts | None
+    version: int
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            "layout": json.dumps([part.to_document() for part in self.parts]),
+            "facts": json.dumps(asdict(self.facts) if self.facts else None),
+            "version": str(self.version),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotFile:
+    name: str
+    size: int
+    sha256: str
+    version: int
+
+
+class SnapshotFolder:
+    """The files of one parameter server's jobs: <folder>/<job>/<file>."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, job_id: str, index: int, capture: Capture) -> SnapshotFile:
+        """tmp, fsync, rename, fsync of the folder. Raises Exhausted when the disk refuses; an older file stays."""
+        folder = self._folder / job_id
+        name = f"shard-{index:05d}-step-{capture.version:012d}.safetensors"
+        data = safetensors.torch.save(dict(capture.tensors), metadata=capture.metadata())
+        temporary = folder / (name + ".tmp")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(folder / name)
+            _sync_folder(folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise Exhausted(f"cannot write snapshot {folder / name}: {error.strerror}") from error
+        return SnapshotFile(
+            name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), version=capture.version
+        )
+
+    def read(self, job_id: str, name: str, offset: int) -> Iterator[bytes]:
+        """The file's bytes from `offset` on. Raises NotFound, also for a name that is not a plain file name."""
+        path = self._folder / job_id / name
+        if Path(name).name != name or Path(job_id).name != job_id or not path.is_file():
+            raise NotFound(f"no snapshot {name} of job {job_id} here")
+        return self._chunks(path, offset)
+
+    @staticmethod
+    def _chunks(path: Path, offset: int) -> Iterator[bytes]:
+        with path.open("rb") as file:
+            file.seek(offset)
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def delete(self, job_id: str) -> None:
+        folder = self._folder / job_id
+        if Path(job_id).name != job_id or not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

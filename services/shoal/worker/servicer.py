@@ -1,0 +1,58 @@
+"""gRPC in front of the agent: what the master (or anybody) asks of a worker."""
+
+import grpc
+
+from shoal.core.errors import Exhausted, InvalidInput, NotFound, Stale
+from shoal.wire.convert import capabilities_to_proto, grant_from_proto, load_to_proto, progress_to_proto
+from shoal.wire.status import answered_async
+from shoal.wire.v1 import worker_pb2, worker_pb2_grpc
+from shoal.worker.agent import Agent
+
+_Context = grpc.aio.ServicerContext
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    def __init__(self, *, agent: Agent) -> None:
+        self._agent = agent
+
+    async def StartTraining(  # type: ignore[override]
+        self, request: worker_pb2.StartTrainingRequest, context: _Context
+    ) -> worker_pb2.StartTrainingResponse:
+        async with answered_async(context):
+            if not request.HasField("grant"):
+                raise InvalidInput(
+                    "a worker trains by a grant (ranks, shards, attempt): submit the job to the master", field="grant"
+                )
+            try:
+                message = await self._agent.start(grant_from_proto(request.grant))
+            except (Stale, Exhausted) as error:
+                return worker_pb2.StartTrainingResponse(success=False, message=str(error))
+            return worker_pb2.StartTrainingResponse(success=True, message=message)
+        raise AssertionError("abort raises")
+
+    async def StopTraining(  # type: ignore[override]
+        self, request: worker_pb2.StopTrainingRequest, context: _Context
+    ) -> worker_pb2.StopTrainingResponse:
+        async with answered_async(context):
+            try:
+                await self._agent.stop(request.job_id, request.attempt)
+            except (NotFound, Stale) as error:
+                return worker_pb2.StopTrainingResponse(success=False, message=str(error))
+            return worker_pb2.StopTrainingResponse(success=True, message="stopped")
+        raise AssertionError("abort raises")
+
+    async def GetStatus(  # type: ignore[override]
+        self, request: worker_pb2.GetStatusRequest, context: _Context
+    ) -> worker_pb2.GetStatusResponse:
+        async with answered_async(context):
+            agent = self._agent
+            known = request.worker_id in ("", agent.worker_id)
+            return worker_pb2.GetStatusResponse(
+                success=known,
+                message="" if known else f"this is worker '{agent.worker_id}', not '{request.worker_id}'",
+                status=load_to_proto(agent.load()),
+                capabilities=capabilities_to_proto(agent.capabilities),
+                jobs=[progress_to_proto(progress) for progress in agent.progress()],
+                incarnation=agent.incarnation,
+            )
+        raise AssertionError("abort raises")

@@ -1,0 +1,17 @@
+"""`python -m shoal.worker.trainer`: started by an agent only; grants come on standard input."""
+
+import os
+import sys
+
+from shoal.process.lifetime import die_with_parent
+
+
+def main() -> None:
+    die_with_parent(os.getppid())
+    from shoal.worker.trainer.app import run
+
+    raise SystemExit(run(sys.stdin.fileno()))
+
+
+if __name__ == "__main__":
+    main()

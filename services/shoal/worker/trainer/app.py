@@ -1,0 +1,209 @@
+"""The composition root of a trainer."""
+
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+import structlog
+import torch
+
+from shoal.core.errors import (
+    Corrupt,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    ShoalError,
+    Stale,
+    TrainingFailed,
+)
+from shoal.core.job import Grant, Results
+from shoal.core.layout import flatten, partition
+from shoal.data.catalog import open_dataset
+from shoal.jobspec.reading import load_spec
+from shoal.models.catalog import build_model
+from shoal.models.state import layers_of
+from shoal.optim.catalog import needs_whole_layers
+from shoal.process.logs import configure_logs
+from shoal.worker.control import (
+    DATA_ROOTS_VARIABLE,
+    REPORT_FD_VARIABLE,
+    Advanced,
+    Assignment,
+    Failed,
+    Fenced,
+    Finished,
+    Message,
+    Ready,
+    from_line,
+    to_line,
+)
+from shoal.worker.trainer.attach import attach
+from shoal.worker.trainer.gradients import Gradients
+from shoal.worker.trainer.loop import TrainingLoop
+from shoal.worker.trainer.parameters import Parameters
+from shoal.worker.trainer.replica import Replica
+
+_REPORT_SECONDS = 0.2  # at most this often
+
+
+class Control:
+    """Both pipes to the agent. An agent that is gone takes its trainer along."""
+
+    def __init__(self, inbound: int, outbound: int) -> None:
+        self.inbound = inbound
+        self._outbound = outbound
+        self._rest = b""
+        os.set_blocking(inbound, False)
+
+    def tell(self, message: Message) -> None:
+        os.write(self._outbound, to_line(message))
+
+    def assignments(self) -> list[Assignment]:
+        """Those that have come; never waits. Exits when the agent has closed the pipe."""
+        lines: list[bytes] = []
+        while True:
+            try:
+                data = os.read(self.inbound, 1 << 16)
+            except BlockingIOError:
+                break
+            if not data:
+                raise SystemExit(0)
+            *complete, self._rest = (self._rest + data).split(b"\n")
+            lines += complete
+        return [message for line in lines if isinstance(message := from_line(line), Assignment)]
+
+    def first_assignment(self) -> Assignment:
+        while True:
+            select.select([self.inbound], [], [])
+            if assignments := self.assignments():
+                return assignments[-1]
+
+
+class _Ranks:
+    """The ranks of the newest grant."""
+
+    def __init__(self, control: Control, grant: Grant) -> None:
+        self._control = control
+        self._grant = grant
+
+    def take(self) -> range:
+        for assignment in self._control.assignments():
+            if assignment.grant.attempt != self._grant.attempt:
+                raise Stale(f"attempt {assignment.grant.attempt} has begun")
+            if assignment.grant.revision > self._grant.revision:
+                self._grant = assignment.grant
+        return self._grant.ranks
+
+
+def run(inbound: int) -> int:
+    """Trains one job; the exit code is 0 whenever the agent was told how it ended."""
+    control = Control(inbound, int(os.environ[REPORT_FD_VARIABLE]))
+    roots = tuple(Path(part) for part in os.environ.get(DATA_ROOTS_VARIABLE, "").split(os.pathsep) if part)
+    control.tell(Ready())
+    assignment = control.first_assignment()
+    grant = assignment.grant
+    configure_logs(
+        log_format="console", level="info", role="trainer", job_id=grant.job_id, worker_id=assignment.worker_id
+    )
+    try:
+        control.tell(Finished(results=_train(control, assignment, roots)))
+    except Stale as error:
+        control.tell(Fenced(reason=str(error)))
+    except (InvalidInput, NotFound, Forbidden, Corrupt, TrainingFailed) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # the job's log
+        control.tell(Failed(error=str(error), fatal=isinstance(error, InvalidInput | Forbidden)))
+    except ShoalError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        control.tell(Failed(error=str(error), fatal=False))
+    return 0
+
+
+def _train(control: Control, assignment: Assignment, roots: tuple[Path, ...]) -> Results:
+    grant = assignment.grant
+    spec = load_spec(grant.spec_json)
+    torch.set_num_threads(spec.training.num_threads)
+    torch.use_deterministic_algorithms(True)
+    device = torch.device("cuda" if spec.resources.gpu else "cpu")
+    dataset = open_dataset(
+        source=spec.data.source,
+        label=spec.data.label,
+        heldout_fraction=spec.data.heldout_fraction,
+        split_seed=spec.data.split_seed,
+        roots=roots,
+    )
+    facts = dataset.facts
+    model = build_model(
+        spec.model, input_shape=facts.input_shape, classes=facts.classes, seed=spec.training.seed
+    )
+    parameter_layers, buffer_layers = layers_of(model)
+    assert spec.optimizer is not None
+    layout = partition(
+        flatten(parameters=parameter_layers, buffers=buffer_layers),
+        shards=len(grant.shards),
+        whole=needs_whole_layers(spec.optimizer),
+    )
+    links = attach(
+        grant=grant,
+        worker_id=assignment.worker_id,
+        incarnation=assignment.incarnation,
+        facts=facts,
+        layout=layout,
+        transport=spec.resources.transport,
+    )
+    parameters = Parameters(layout=layout, links=links, attempt=grant.attempt)
+    replica = Replica(model, layout, device=device)
+    plan = spec.plan(facts)
+    gradients = Gradients(
+        replica=replica,
+        plan=plan,
+        seed=spec.training.seed,
+        train=dataset.train,
+        heldout=dataset.heldout,
+        length=layout.length,
+    )
+    reporter = _Reporter(control, parameters, gradients)
+    loop = TrainingLoop(
+        plan=plan,
+        parameters=parameters,
+        gradients=gradients,
+        replica=replica,
+        target_accuracy=spec.training.target_accuracy,
+        take_ranks=_Ranks(control, grant).take,
+        control=control.inbound,
+        on_advance=reporter.advanced,
+    )
+    structlog.get_logger().info(
+        "training", ranks=f"{grant.first_rank}..{grant.last_rank - 1}", steps=plan.total_steps, shards=len(links)
+    )
+    try:
+        return loop.run()
+    finally:
+        parameters.close()
+
+
+class _Reporter:
+    """Progress for the agent's heartbeats, not at every step."""
+
+    def __init__(self, control: Control, parameters: Parameters, gradients: Gradients) -> None:
+        self._control = control
+        self._parameters = parameters
+        self._gradients = gradients
+        self._next = 0.0
+
+    def advanced(self, version: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _REPORT_SECONDS
+        self._control.tell(
+            Advanced(
+                step=version,
+                seconds_per_unit=self._gradients.seconds_per_unit,
+                units=self._gradients.units,
+                pushed_bytes=self._parameters.pushed_bytes,
+            )
+        )
+        self._gradients.units = 0
+        self._parameters.pushed_bytes = 0

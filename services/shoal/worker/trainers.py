@@ -1,0 +1,197 @@
+"""Trainer processes: started, spoken to, listened to, ended."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from shoal.core.errors import Corrupt
+from shoal.worker.control import (
+    DATA_ROOTS_VARIABLE,
+    REPORT_FD_VARIABLE,
+    Advanced,
+    Assignment,
+    Failed,
+    Fenced,
+    Finished,
+    Message,
+    from_line,
+    to_line,
+)
+
+LAST_LINES = 20  # of a trainer's output that go into a job's errors
+_LINE_BYTES = 1 << 16
+_KILL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogEntry:
+    unix_seconds: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crashed:
+    """The process ended without saying how the job ended. `returncode` < 0: by that signal."""
+
+    returncode: int
+    last_lines: tuple[str, ...]
+
+    @property
+    def by_signal(self) -> bool:
+        return self.returncode < 0
+
+    def describe(self) -> str:
+        how = (
+            f"was killed by {signal.Signals(-self.returncode).name}"
+            if self.by_signal
+            else f"ended with exit code {self.returncode}"
+        )
+        tail = "\n".join(self.last_lines)
+        return f"the trainer {how}" + (f"; its last lines:\n{tail}" if tail else "")
+
+
+Ending = Finished | Failed | Fenced | Crashed
+
+
+class TrainerProcess:
+    """One process. It waits, warm, until the first assignment comes."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reports: asyncio.StreamReader) -> None:
+        self._process = process
+        self._reports = reports
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._stopped = False
+        self.assignment: Assignment | None = None
+        self.advanced: Advanced | None = None
+        self.entries: deque[LogEntry] = deque(maxlen=10_000)  # not handed to the master yet
+
+    @classmethod
+    async def start(cls, *, data_roots: tuple[Path, ...]) -> "TrainerProcess":
+        read_end, write_end = os.pipe()
+        try:
+            environment = {
+                **os.environ,
+                REPORT_FD_VARIABLE: str(write_end),
+                DATA_ROOTS_VARIABLE: os.pathsep.join(str(root) for root in data_roots),
+                "PYTHONUNBUFFERED": "1",
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch asks for it before deterministic CUDA kernels
+            }
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "shoal.worker.trainer",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(write_end,),
+                env=environment,
+                limit=_LINE_BYTES,
+            )
+        finally:
+            os.close(write_end)
+        reports = asyncio.StreamReader(limit=_LINE_BYTES)
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reports), os.fdopen(read_end, "rb")
+        )
+        return cls(process, reports)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    def assign(self, assignment: Assignment) -> None:
+        """Starts the job, or moves its ranks."""
+        self.assignment = assignment
+        assert self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(to_line(assignment))
+
+    async def follow(self, on_advance: Callable[[Advanced], None]) -> Ending:
+        """Listens until the process has ended; says how."""
+        ending: Ending | None = None
+        output = asyncio.create_task(self._read_output(), name=f"trainer-output-{self.pid}")
+        while line := await self._reports.readline():
+            message = self._parse(line)
+            if isinstance(message, Advanced):
+                self.advanced = message
+                on_advance(message)
+            elif isinstance(message, Finished | Failed | Fenced):
+                ending = message
+        await output
+        returncode = await self._process.wait()
+        if ending is not None:
+            return ending
+        if self._stopped:
+            return Fenced(reason="stopped by the agent")
+        return Crashed(returncode=returncode, last_lines=tuple(self._lines))
+
+    async def stop(self) -> None:
+        """Ends the process; it holds nothing that would have to be saved."""
+        self._stopped = True
+        if self.alive:
+            self._process.kill()
+        try:
+            await asyncio.wait_for(self._process.wait(), _KILL_SECONDS)
+        except TimeoutError:
+            structlog.get_logger().error("trainer_does_not_die", pid=self.pid)
+
+    def _parse(self, line: bytes) -> Message | None:
+        try:
+            return from_line(line)
+        except Corrupt as error:
+            structlog.get_logger().error("trainer_message_corrupt", pid=self.pid, error=str(error))
+            return None
+
+    async def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:  # longer than the limit: the rest of it follows as further lines
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self._lines.append(text)
+            self.entries.append(LogEntry(unix_seconds=time.time(), text=text))
+
+
+class WarmTrainers:
+    """Keeps some processes ready, so that a job's first step does not wait for torch to load."""
+
+    def __init__(self, *, count: int, data_roots: tuple[Path, ...]) -> None:
+        self._count = count
+        self._data_roots = data_roots
+        self._ready: deque[TrainerProcess] = deque()
+        self._closed = False
+
+    async def refill(self) -> None:
+        self._ready = deque(trainer for trainer in self._ready if trainer.alive)
+        while len(self._ready) < self._count and not self._closed:
+            self._ready.append(await TrainerProcess.start(data_roots=self._data_roots))
+
+    async def take(self) -> TrainerProcess:
+        while self._ready:
+            trainer = self._ready.popleft()
+            if trainer.alive:
+                return trainer
+        return await TrainerProcess.start(data_roots=self._data_roots)
+
+    async def close(self) -> None:
+        self._closed = True
+        for trainer in self._ready:
+            await trainer.stop()
+            await trainer.follow(lambda _: None)
+        self._ready.clear()
