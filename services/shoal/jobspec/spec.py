@@ -1,19 +1,22 @@
 """The job spec as a pydantic model. `JobSpec.model_json_schema()` is the published schema."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
+from shoal.core.errors import ShoalError
+from shoal.core.facts import DatasetFacts
 from shoal.core.job import Requirements
 from shoal.core.plan import Plan
-from shoal.core.facts import DatasetFacts
+from shoal.data.catalog import check_source
 from shoal.models.catalog import ModelSpec
 from shoal.optim.catalog import OptimizerSpec
 from shoal.optim.schedules import ConstantSchedule, ScheduleSpec
 
 
 class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Mode = Literal["sync"]
@@ -32,6 +35,14 @@ class DataSpec(_Section):
     )
     split_seed: int = pydantic.Field(0, ge=0, description="seed of the split; independent of training.seed")
 
+    @pydantic.model_validator(mode="after")
+    def _known_source(self) -> Self:
+        try:
+            check_source(source=self.source, label=self.label)
+        except ShoalError as error:
+            raise ValueError(str(error)) from error
+        return self
+
 
 class TrainingSpec(_Section):
     """The mathematics of the run. Workers and shards are not part of it."""
@@ -46,7 +57,7 @@ class TrainingSpec(_Section):
     steps: int | None = pydantic.Field(None, ge=1, description="optimizer steps (or give `epochs`)")
     seed: int = pydantic.Field(0, ge=0, description="of the weights, the shuffle, dropout and augmentation")
     num_threads: int = pydantic.Field(
-        1, ge=1, le=256, description="torch threads of one unit: part of the mathematics, for kernels split work by it"
+        1, ge=1, le=256, description="torch threads of one unit: part of the mathematics, as kernels split work by it"
     )
     clip_norm: Annotated[float, pydantic.Field(gt=0)] | None = pydantic.Field(
         None, description="largest global L2 norm of the gradient"
@@ -161,8 +172,13 @@ class JobSpec(_Section):
             if isinstance(value, dict):
                 for key, inner in value.items():
                     visit(f"{prefix}.{key}" if prefix else key, inner)
+            elif isinstance(value, list):
+                flat[prefix] = ",".join(map(text, value))
             elif value is not None:
-                flat[prefix] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                flat[prefix] = text(value)
+
+        def text(value: object) -> str:
+            return value if isinstance(value, str) else json.dumps(value)
 
         for section in ("model", "training", "optimizer", "schedule"):
             visit(section, self.model_dump(mode="json")[section])

@@ -1,11 +1,19 @@
 """What every optimizer's config has."""
 
+from typing import Annotated, ClassVar
+
 import pydantic
+
+NotNegative = Annotated[float, pydantic.Field(ge=0)]
+Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(pydantic.BaseModel):
-    """Hyperparameters have torch.optim's names, except `learning_rate` for `lr`."""
+    """Hyperparameters have torch.optim's names, defaults and limits, except `learning_rate` for `lr`."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    whole_layers: ClassVar[bool] = False  # does the rule need a layer's whole tensor, not just any part of it?
+
+    name: str
     learning_rate: float | None = pydantic.Field(None, gt=0, description="default: the cluster's TrainingConfig")

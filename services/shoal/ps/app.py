@@ -9,12 +9,12 @@ import grpc
 import structlog
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from shoal.core.errors import Unavailable
-from shoal.metrics.grpc import ServerMetricsInterceptor
+from shoal.metrics.grpc import GrpcServerMetrics, SyncMetricsInterceptor
 from shoal.metrics.http import MetricsServer
 from shoal.metrics.parameter_server import ParameterServerMetrics
+from shoal.metrics.registry import new_registry
 from shoal.process.identity import host_id, new_incarnation, write_ready_file
 from shoal.ps.membership import Membership
 from shoal.ps.servicer import ParameterServerServicer, ShardServicer
@@ -36,10 +36,10 @@ class ParameterServer:
     def __init__(self, settings: PsSettings) -> None:
         torch.set_num_threads(1)  # more would cut an update into chunks whose scalar tails round differently
         self._log = structlog.get_logger()
-        registry = CollectorRegistry()
+        registry = new_registry()
         metrics = ParameterServerMetrics(registry)
         self.shares = Shares(metrics=metrics)
-        snapshots = SnapshotFolder(settings.data_dir)
+        snapshots = SnapshotFolder(settings.data_dir, metrics=metrics)
         self.incarnation = new_incarnation()
         self._shared_memory = (
             SharedMemoryServer(self.shares) if settings.shared_memory and CAN_SHARE else None
@@ -47,7 +47,7 @@ class ParameterServer:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=settings.max_streams, thread_name_prefix="grpc"),
             options=server_options(limit_bytes=UNARY_LIMIT_BYTES),
-            interceptors=[ServerMetricsInterceptor(registry)],
+            interceptors=[SyncMetricsInterceptor(GrpcServerMetrics(registry))],
         )
         parameter_server_pb2_grpc.add_ParameterServerServiceServicer_to_server(
             ParameterServerServicer(

@@ -76,6 +76,7 @@ class ParameterServerServicer(parameter_server_pb2_grpc.ParameterServerServiceSe
             share = self._shares.get(request.job_id)
             version = share.layer_version(request.layer_name)
             if request.have_version and request.version == version:
+                share.count_current_pull()
                 return parameter_server_pb2.PullParametersResponse(
                     success=True, message="the version held is current", version=version
                 )

@@ -36,7 +36,7 @@ from shoal.ps.reduction import Reduction
 from shoal.ps.snapshot import Capture, Part
 from shoal.wire.exchange.base import Session
 from shoal.wire.exchange.frames import Frame, Kind
-from shoal.wire.exchange.memory import FlatSpace, FloatArray, create_shared
+from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace, FloatArray, create_shared
 
 NON_FINITE_LIMIT = 3  # refused pushes in a row that end the attempt: units are pure, a fourth would be the same
 _MISSING_SHOWN = 4096  # ranks named in one MISSING frame
@@ -200,7 +200,8 @@ class Share:
         self._non_finite = 0
         self._awaiting_norm: _Contribution | None = None
         self._layout = layout
-        self._metrics.share_built(self.job_id, self.length * 4 * 2)
+        self._metrics.weight_bytes.inc(self.weight_bytes)
+        self._metrics.version.labels(self.job_id).set(0)
         self._log.info("share_built", shard=self.index, elements=self.length, layers=len(self.held.slices))
         self._changed.notify_all()
 
@@ -209,6 +210,11 @@ class Share:
         if self._layout is None:
             raise Refused(f"job {self.job_id}: no worker has registered here yet")
         return self._layout
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of both versions; 0 before the model is known."""
+        return 2 * ELEMENT_BYTES * self.length if self._layout is not None else 0
 
     def _start_reduction(self) -> None:
         self._reduction: Reduction[_Contribution] = Reduction(
@@ -223,13 +229,16 @@ class Share:
             if self.spec.trainers == "external":
                 raise Refused(f"job {self.job_id} is trained by an external client: use the unary calls")
             self._sessions.add(session)
+            self._metrics.trainers.labels(session.transport).inc()
             session.version_changed()
             for result in self._evaluations.values():
                 session.send(_evaluation_frame(self.attempt, result))
 
     def detach(self, session: Session) -> None:
         with self._changed:
-            self._sessions.discard(session)
+            if session in self._sessions:
+                self._sessions.discard(session)
+                self._metrics.trainers.labels(session.transport).dec()
 
     def wants(self, step: int, block: Block) -> bool:
         with self._changed:
@@ -240,6 +249,12 @@ class Share:
 
     def weights_descriptor(self, parity: int) -> int:
         return self._memory.descriptors[parity]
+
+    def weights_sent(self, session: Session, seconds: float) -> None:
+        sent = 0 if session.transport == "shared_memory" else self.length * ELEMENT_BYTES
+        self._metrics.pulls.labels(session.transport, "fresh").inc()
+        self._metrics.pull_bytes.labels(session.transport).inc(sent)
+        self._metrics.pull_seconds.labels(session.transport).observe(seconds)
 
     def version_frame(self) -> Frame:
         with self._changed:
@@ -270,13 +285,14 @@ class Share:
         block = frame.block
         verdict = sync.judge_push(step=frame.step, block=block, version=self.version, cover=self._reduction.cover)
         if verdict.outcome is Outcome.DUPLICATE:
-            self._metrics.push_duplicate()
+            self._metrics.pushes.labels(session.transport, "duplicate").inc()
             if frame.step < self.version:
                 session.version_changed()
             return
         if verdict.outcome is Outcome.REJECT:
             self._refuse(session, frame, verdict.reason, again=False)
             return
+        began = time.perf_counter()
         gradient = torch.from_numpy(session.slot(frame.slot))
         if not _finite(gradient) or not math.isfinite(frame.value):
             self._non_finite += 1
@@ -288,13 +304,22 @@ class Share:
         if len(frame.payload) != (len(self._integers) if block.start == 0 else 0):
             raise Corrupt(f"{len(frame.payload)} bytes of integer buffers, not {len(self._integers)}")
         self._non_finite = 0
-        self._metrics.push_taken(self.length * 4)
         total = self._reduction.insert(block, _Contribution(gradient, frame.value, bytes(frame.payload)))
+        self._count_push(session.transport, self.length * ELEMENT_BYTES, time.perf_counter() - began)
         if total is not None:
             self._step_complete(total)
 
+    def _count_push(self, transport: str, size: int, seconds: float) -> None:
+        self._metrics.pushes.labels(transport, "accepted").inc()
+        self._metrics.push_bytes.labels(transport).inc(size)
+        self._metrics.push_seconds.labels(transport).observe(seconds)
+
+    def _count_refusal(self, transport: str, reason: str) -> None:
+        self._metrics.pushes.labels(transport, "refused").inc()
+        self._metrics.pushes_refused.labels(reason).inc()
+
     def _refuse(self, session: Session, frame: Frame, reason: str, *, again: bool) -> None:
-        self._metrics.push_refused("not_finite" if again else "not_due")
+        self._count_refusal(session.transport, "not_finite" if again else "not_due")
         self._log.warning("push_refused", reason=reason, worker_id=session.hello.worker_id)
         session.send(
             Frame(
@@ -351,8 +376,13 @@ class Share:
         self._heldout = {at: sums for at, sums in self._heldout.items() if at > version}
         for session in list(self._sessions):
             session.version_changed()
-        self._metrics.update_applied(self.job_id, self.version, time.perf_counter() - began)
+        self._count_update(time.perf_counter() - began)
         self._changed.notify_all()
+
+    def _count_update(self, seconds: float) -> None:
+        self._metrics.updates.inc()
+        self._metrics.update_seconds.observe(seconds)
+        self._metrics.version.labels(self.job_id).set(self.version)
 
     def _gradient_views(self, gradient: Tensor) -> list[Tensor]:
         """Per-slice views of a session's buffer, kept: making them costs more than a small step."""
@@ -425,24 +455,27 @@ class Share:
             if self.spec.trainers != "external":
                 raise Refused(f"job {self.job_id} is trained by workers: only a job with 'trainers: external' takes pushes")
             if dtype not in ("", "float32"):
+                self._count_refusal("unary", "malformed")
                 raise InvalidInput(f"dtype '{dtype}' is not taken; use float32", field="dtype")
-            if len(data) != piece.elements * 4:
+            began = time.perf_counter()
+            if len(data) != piece.elements * ELEMENT_BYTES:
+                self._count_refusal("unary", "malformed")
                 raise InvalidInput(
                     f"gradient_data of layer {layer_name} has {len(data)} bytes; this shard's part is elements"
-                    f" [{piece.first}, {piece.last}) = {piece.elements * 4} bytes of float32",
+                    f" [{piece.first}, {piece.last}) = {piece.elements * ELEMENT_BYTES} bytes of float32",
                     field="gradient_data",
                 )
             held = self.layer_versions[layer_name]
             verdict = single_writer.judge_push(pushed=version, version=held)
             if verdict.outcome is not Outcome.TAKE:
-                self._metrics.push_refused("version")
+                self._count_refusal("unary", "wrong_version")
                 return SlicePush(applied=False, reason=verdict.reason, version=held)
             gradient = torch.from_numpy(np.frombuffer(data, dtype="<f4").copy())
             if not _finite(gradient):
-                self._metrics.push_refused("not_finite")
+                self._count_refusal("unary", "not_finite")
                 raise InvalidInput(f"gradient_data of layer {layer_name} has values that are not finite", field="gradient_data")
             self._apply_slice(piece, gradient, held)
-            self._metrics.push_taken(len(data))
+            self._count_push("unary", len(data), time.perf_counter() - began)
             return SlicePush(applied=True, reason="applied", version=held + 1)
 
     def _apply_slice(self, piece: Slice, gradient: Tensor, version: int) -> None:
@@ -460,16 +493,25 @@ class Share:
             self._optimizer.step(version, grads, self._learning_rate(version))
         self.layer_versions[piece.layer.name] = version + 1
         self.version = self.touched = min(self.layer_versions.values())
-        self._metrics.update_applied(self.job_id, self.version, time.perf_counter() - began)
+        self._count_update(time.perf_counter() - began)
         self._changed.notify_all()
 
     def pull_slice(self, layer_name: str) -> tuple[bytes, int]:
         """This shard's part of a layer, little-endian float32, and its version."""
+        began = time.perf_counter()
         with self._changed:
             piece = self._slice(layer_name)
             version = self.layer_version(layer_name)
             flat = self._memory.arrays[version % 2]
-            return flat[piece.offset : piece.offset + piece.elements].astype("<f4", copy=False).tobytes(), version
+            data = flat[piece.offset : piece.offset + piece.elements].astype("<f4", copy=False).tobytes()
+        self._metrics.pulls.labels("unary", "fresh").inc()
+        self._metrics.pull_bytes.labels("unary").inc(len(data))
+        self._metrics.pull_seconds.labels("unary").observe(time.perf_counter() - began)
+        return data, version
+
+    def count_current_pull(self) -> None:
+        """A caller asked for what it held already."""
+        self._metrics.pulls.labels("unary", "current").inc()
 
     def layer_version(self, layer_name: str) -> int:
         with self._changed:
@@ -511,7 +553,7 @@ class Share:
     def _end_sessions(self, reason: str) -> None:
         for session in list(self._sessions):
             session.send(Frame(Kind.FENCED, attempt=self.attempt, payload=reason.encode()))
-        self._sessions.clear()
+            self.detach(session)
 
     def progress(self, *, from_version: int, known_evaluations: int, wait_seconds: float) -> ShareProgress:
         """Waits until there is something newer than the caller knows, at most `wait_seconds`."""

@@ -32,7 +32,7 @@ class Shares:
                     metrics=self._metrics,
                 )
                 self._by_job[job_id] = share
-                self._metrics.shares_held(len(self._by_job))
+                self._metrics.shares.set(len(self._by_job))
                 return share
         if (share.index, share.shards, share.spec_json) != (index, shards, spec_json):
             raise Stale(f"job {job_id} has another share here: {share.index} of {share.shards}")
@@ -49,11 +49,12 @@ class Shares:
     def drop(self, job_id: str, reason: str) -> bool:
         with self._lock:
             share = self._by_job.pop(job_id, None)
-            self._metrics.shares_held(len(self._by_job))
+            self._metrics.shares.set(len(self._by_job))
         if share is None:
             return False
         share.drop(reason)
-        self._metrics.share_dropped(job_id)
+        self._metrics.weight_bytes.dec(share.weight_bytes)
+        self._metrics.forget_job(job_id)
         return True
 
     def job_ids(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from shoal.core.errors import Exhausted, NotFound
 from shoal.core.facts import DatasetFacts
+from shoal.metrics.parameter_server import ParameterServerMetrics
 
 _CHUNK_BYTES = 1 << 20
 
@@ -57,8 +59,9 @@ class SnapshotFile:
 class SnapshotFolder:
     """The files of one parameter server's jobs: <folder>/<job>/<file>."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, metrics: ParameterServerMetrics) -> None:
         self._folder = folder
+        self._metrics = metrics
 
     def write(self, job_id: str, index: int, capture: Capture) -> SnapshotFile:
         """tmp, fsync, rename, fsync of the folder. Raises Exhausted when the disk refuses; an older file stays."""
@@ -66,6 +69,7 @@ class SnapshotFolder:
         name = f"shard-{index:05d}-step-{capture.version:012d}.safetensors"
         data = safetensors.torch.save(dict(capture.tensors), metadata=capture.metadata())
         temporary = folder / (name + ".tmp")
+        began = time.perf_counter()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -76,7 +80,10 @@ class SnapshotFolder:
             _sync_folder(folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
+            self._metrics.snapshots.labels("failed").inc()
             raise Exhausted(f"cannot write snapshot {folder / name}: {error.strerror}") from error
+        self._metrics.snapshots.labels("written").inc()
+        self._metrics.snapshot_seconds.observe(time.perf_counter() - began)
         return SnapshotFile(
             name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), version=capture.version
         )

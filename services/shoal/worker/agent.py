@@ -46,7 +46,7 @@ class Agent:
     def __init__(
         self,
         *,
-        master: master_pb2_grpc.MasterServiceAsyncStub,
+        master: "master_pb2_grpc.MasterServiceAsyncStub",
         worker_id: str,
         incarnation: str,
         host: str,
@@ -67,6 +67,7 @@ class Agent:
         self._poll_seconds = poll_seconds
         self._trainer_restarts = trainer_restarts
         self._metrics = metrics
+        self._metrics.slots.set(capabilities.max_concurrent_jobs)
         self._load = LoadMeter()
         self._jobs: dict[str, _Running] = {}
         self._ended: dict[str, int] = {}  # attempts that this worker has finished with: not to be started again
@@ -137,6 +138,7 @@ class Agent:
         self._heartbeat_seconds = answer.heartbeat_seconds or self._heartbeat_seconds
         self._revision = 0
         self.registered.set()
+        self._metrics.registrations.inc()
         structlog.contextvars.bind_contextvars(worker_id=self.worker_id)
         self._log.info("registered", message=answer.message)
 
@@ -144,7 +146,8 @@ class Agent:
         while True:
             await self.registered.wait()
             load = self.load()
-            self._metrics.set_load(load)
+            self._metrics.cpu.set(load.cpu_percent / 100)
+            self._metrics.memory.set(load.memory_percent / 100)
             try:
                 with raised_from_call():
                     answer = await self._master.SendHeartbeat(
@@ -156,10 +159,12 @@ class Agent:
                         ),
                         timeout=_CALL_SECONDS,
                     )
+                self._metrics.heartbeats.labels("recognized" if answer.success else "unknown").inc()
                 if not answer.success:
                     self._log.warning("not_recognized", message=answer.message)
                     self.registered.clear()
             except (Unavailable, DeadlineExceeded) as error:
+                self._metrics.heartbeats.labels("failed").inc()
                 self._log.info("heartbeat_lost", error=str(error))
             await asyncio.sleep(self._heartbeat_seconds)
 
@@ -222,7 +227,7 @@ class Agent:
             for grant in grants:
                 await self._apply_one(grant)
             self._ended = {job_id: attempt for job_id, attempt in self._ended.items() if job_id in wanted}
-            self._metrics.set_jobs(len(self._jobs))
+            self._metrics.jobs_running.set(len(self._jobs))
 
     async def start(self, grant: Grant) -> str:
         """One grant, pushed by the master. Returns what was done. Raises Stale or Exhausted."""
@@ -233,7 +238,7 @@ class Agent:
             if known is None and len(self._jobs) >= self.capabilities.max_concurrent_jobs:
                 raise Exhausted(f"all {self.capabilities.max_concurrent_jobs} job slots of {self.worker_id} are taken")
             changed = await self._apply_one(grant)
-            self._metrics.set_jobs(len(self._jobs))
+            self._metrics.jobs_running.set(len(self._jobs))
             return "started" if known is None and changed else "ranks moved" if changed else "nothing to do"
 
     async def stop(self, job_id: str, attempt: int) -> None:
@@ -246,7 +251,7 @@ class Agent:
                 raise Stale(f"attempt {attempt} of job {job_id} does not run here: {running.grant.attempt} does")
             self._ended[job_id] = running.grant.attempt
             await self._stop(job_id)
-            self._metrics.set_jobs(len(self._jobs))
+            self._metrics.jobs_running.set(len(self._jobs))
 
     async def _apply_one(self, grant: Grant) -> bool:
         """True if something changed."""
@@ -278,7 +283,7 @@ class Agent:
         self._jobs[grant.job_id] = running
         running.task = asyncio.create_task(self._follow(running), name=f"job-{grant.job_id}")
         running.task.add_done_callback(_shout)
-        self._metrics.trainer_started()
+        self._metrics.trainer_starts.inc()
         self._log.info(
             "job_started",
             job_id=grant.job_id,
@@ -300,7 +305,7 @@ class Agent:
         ending = await running.trainer.follow(self._count)
         await self._hand_over_logs(running)
         job_id = running.grant.job_id
-        self._metrics.trainer_ended(type(ending).__name__.lower())
+        self._metrics.trainer_exits.labels(type(ending).__name__.lower()).inc()
         if running.stopping or self._jobs.get(job_id) is not running:
             return
         if isinstance(ending, Crashed) and ending.by_signal and running.restarts < self._trainer_restarts:
@@ -313,14 +318,20 @@ class Agent:
             return
         del self._jobs[job_id]
         self._ended[job_id] = running.grant.attempt
-        self._metrics.set_jobs(len(self._jobs))
+        self._metrics.jobs_running.set(len(self._jobs))
         await self._report(running.grant, ending)
         await self._warm.refill()
 
     def _count(self, advanced: Advanced) -> None:
-        self._metrics.advanced(
-            units=advanced.units, seconds_per_unit=advanced.seconds_per_unit, pushed_bytes=advanced.pushed_bytes
-        )
+        metrics = self._metrics
+        metrics.units.inc(len(advanced.unit_seconds))
+        for seconds in advanced.unit_seconds:
+            metrics.unit_seconds.observe(seconds)
+        for seconds in advanced.wait_seconds:
+            metrics.wait_seconds.observe(seconds)
+        for pushed in advanced.pushed:
+            metrics.pushes.labels(pushed.transport).inc(pushed.blocks)
+            metrics.push_bytes.labels(pushed.transport).inc(pushed.size)
 
     async def _report(self, grant: Grant, ending: Ending) -> None:
         """Tells the master how the job ended here, until it has heard."""

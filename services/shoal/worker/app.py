@@ -8,11 +8,11 @@ import socket
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from shoal.core.errors import Unavailable
-from shoal.metrics.grpc import AioServerMetricsInterceptor
+from shoal.metrics.grpc import AioMetricsInterceptor, GrpcServerMetrics
 from shoal.metrics.http import MetricsServer
+from shoal.metrics.registry import new_registry
 from shoal.metrics.worker import WorkerMetrics
 from shoal.process.identity import new_incarnation, write_ready_file
 from shoal.wire.options import open_aio_channel, server_options
@@ -33,8 +33,8 @@ async def serve(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    registry = CollectorRegistry()
-    server = grpc.aio.server(options=server_options(), interceptors=[AioServerMetricsInterceptor(registry)])
+    registry = new_registry()
+    server = grpc.aio.server(options=server_options(), interceptors=[AioMetricsInterceptor(GrpcServerMetrics(registry))])
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     except RuntimeError as error:

@@ -29,14 +29,22 @@ class Ready:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pushed:
+    transport: str
+    blocks: int
+    size: int  # bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Advanced:
-    """Trainer to agent: it holds version `step`."""
+    """Trainer to agent: it holds version `step`. The last three are what has come since the last report."""
 
     kind: ClassVar[str] = "advanced"
     step: int
     seconds_per_unit: float  # moving mean; 0: no unit computed yet
-    units: int  # computed since the last report
-    pushed_bytes: int  # since the last report
+    unit_seconds: tuple[float, ...]  # compute time of each unit
+    wait_seconds: tuple[float, ...]  # of each step, from the last push to the next version
+    pushed: tuple[Pushed, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +90,8 @@ def from_line(line: bytes) -> Message:
             case Ready.kind:
                 return Ready(**document)
             case Advanced.kind:
-                return Advanced(**document)
+                pushed = tuple(Pushed(**entry) for entry in document["pushed"])
+                return Advanced(**{**document, "pushed": pushed})
             case Finished.kind:
                 results = document["results"]
                 return Finished(results=Results(**{**results, "errors": tuple(results["errors"])}))

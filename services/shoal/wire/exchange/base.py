@@ -49,6 +49,7 @@ class Session(Protocol):
     """One attached trainer, seen from the shard. Methods may be called from any thread and never block for the peer."""
 
     hello: Hello
+    transport: str  # "shared_memory" or "grpc"
 
     def send(self, frame: Frame) -> None:
         """Sends a small frame now; a peer that does not read loses it and is told the state when it asks again."""
@@ -86,6 +87,9 @@ class ShareEndpoint(Protocol):
 
     def version_frame(self) -> Frame:
         """VERSION as of now."""
+
+    def weights_sent(self, session: Session, seconds: float) -> None:
+        """A version's weights have been sent whole (or are visible, by shared memory), for the figures."""
 
 
 class Endpoints(Protocol):

@@ -8,6 +8,7 @@ straight into their place, so neither side holds a second copy of a tensor.
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -51,6 +52,8 @@ class _Slot:
 
 class GrpcSession:
     """The shard's side of one stream: a reading thread, and the call's own thread as the sending generator."""
+
+    transport = "grpc"
 
     def __init__(self, hello: Hello, endpoint: ShareEndpoint) -> None:
         self.hello = hello
@@ -103,7 +106,7 @@ class GrpcSession:
         slot = self._slots.get(frame.slot)
         if slot is None:
             slot = self._slots[frame.slot] = _Slot(self._endpoint.length)
-        if slot.holds != (frame.step, block):
+        if slot.holds != (frame.step, block) or frame.offset == 0:  # the same push may be made again
             slot.holds, slot.elements = (frame.step, block), 0
         count, rest = divmod(len(frame.payload), ELEMENT_BYTES)
         if rest or frame.offset != slot.elements or frame.offset + count > self._endpoint.length:
@@ -131,10 +134,12 @@ class GrpcSession:
                 else:
                     yield encode(frame)
             while due:
+                began = time.perf_counter()
                 told = self._endpoint.version_frame()
                 if (yield from self._weights(told.step)):
                     yield encode(told)
                     due = False
+                    self._endpoint.weights_sent(self, time.perf_counter() - began)
 
     def _weights(self, version: int) -> Iterator[bytes]:  # a generator that returns whether all of it was that version
         weights = self._endpoint.weights(version)

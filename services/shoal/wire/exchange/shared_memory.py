@@ -31,6 +31,8 @@ _SLOT_SECONDS = 30.0  # the shard may be in the middle of a large update
 class SharedMemorySession:
     """The shard's side of one link. Frames are read by one thread and may be sent by any."""
 
+    transport = "shared_memory"
+
     def __init__(self, sock: socket.socket, hello: Hello, endpoint: ShareEndpoint) -> None:
         self.hello = hello
         self._socket = sock
@@ -48,6 +50,7 @@ class SharedMemorySession:
 
     def version_changed(self) -> None:
         self.send(self._endpoint.version_frame())
+        self._endpoint.weights_sent(self, 0.0)
 
     def slot(self, number: int) -> FloatArray:
         if number >= len(self._slots):

@@ -35,6 +35,7 @@ from shoal.worker.control import (
     Fenced,
     Finished,
     Message,
+    Pushed,
     Ready,
     from_line,
     to_line,
@@ -163,7 +164,6 @@ def _train(control: Control, assignment: Assignment, roots: tuple[Path, ...]) ->
         heldout=dataset.heldout,
         length=layout.length,
     )
-    reporter = _Reporter(control, parameters, gradients)
     loop = TrainingLoop(
         plan=plan,
         parameters=parameters,
@@ -172,8 +172,8 @@ def _train(control: Control, assignment: Assignment, roots: tuple[Path, ...]) ->
         target_accuracy=spec.training.target_accuracy,
         take_ranks=_Ranks(control, grant).take,
         control=control.inbound,
-        on_advance=reporter.advanced,
     )
+    loop.on_advance = _Reporter(control, parameters, gradients, loop).advanced
     structlog.get_logger().info(
         "training", ranks=f"{grant.first_rank}..{grant.last_rank - 1}", steps=plan.total_steps, shards=len(links)
     )
@@ -186,10 +186,13 @@ def _train(control: Control, assignment: Assignment, roots: tuple[Path, ...]) ->
 class _Reporter:
     """Progress for the agent's heartbeats, not at every step."""
 
-    def __init__(self, control: Control, parameters: Parameters, gradients: Gradients) -> None:
+    def __init__(
+        self, control: Control, parameters: Parameters, gradients: Gradients, loop: TrainingLoop
+    ) -> None:
         self._control = control
         self._parameters = parameters
         self._gradients = gradients
+        self._loop = loop
         self._next = 0.0
 
     def advanced(self, version: int) -> None:
@@ -197,13 +200,18 @@ class _Reporter:
         if now < self._next:
             return
         self._next = now + _REPORT_SECONDS
+        parameters, gradients, loop = self._parameters, self._gradients, self._loop
         self._control.tell(
             Advanced(
                 step=version,
-                seconds_per_unit=self._gradients.seconds_per_unit,
-                units=self._gradients.units,
-                pushed_bytes=self._parameters.pushed_bytes,
+                seconds_per_unit=gradients.seconds_per_unit,
+                unit_seconds=tuple(gradients.unit_seconds),
+                wait_seconds=tuple(loop.wait_seconds),
+                pushed=tuple(
+                    Pushed(transport=transport, blocks=blocks, size=parameters.pushed_bytes[transport])
+                    for transport, blocks in parameters.pushed.items()
+                ),
             )
         )
-        self._gradients.units = 0
-        self._parameters.pushed_bytes = 0
+        for past in (gradients.unit_seconds, loop.wait_seconds, parameters.pushed, parameters.pushed_bytes):
+            past.clear()

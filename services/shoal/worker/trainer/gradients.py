@@ -44,7 +44,7 @@ class Gradients:
         self._flat: Tensor | None = None
         self._integers = b""
         self.seconds_per_unit = 0.0
-        self.units = 0
+        self.unit_seconds: list[float] = []  # for whoever reports them, and empties the list
 
     def load(self, flat: Tensor, integers: bytes) -> None:
         """Takes the weights of the version that the next steps are about."""
@@ -92,7 +92,7 @@ class Gradients:
         seconds = time.perf_counter() - began
         previous = self.seconds_per_unit
         self.seconds_per_unit = seconds if not previous else previous + _SMOOTHING * (seconds - previous)
-        self.units += 1
+        self.unit_seconds.append(seconds)
         return loss * scale, replica.integer_layout.capture(replica.model) if rank == 0 else b""
 
     def heldout(self, block: Block) -> EvaluationSums:

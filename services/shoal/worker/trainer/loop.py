@@ -39,7 +39,6 @@ class TrainingLoop:
         target_accuracy: float | None,
         take_ranks: Callable[[], range],
         control: int,
-        on_advance: Callable[[int], None],
     ) -> None:
         self._plan = plan
         self._parameters = parameters
@@ -48,7 +47,9 @@ class TrainingLoop:
         self._target_accuracy = target_accuracy
         self._take_ranks = take_ranks
         self._control = control
-        self._on_advance = on_advance
+        self.on_advance: Callable[[int], None] = lambda _: None  # told of each version that the loop takes up
+        self.wait_seconds: list[float] = []  # for whoever reports them, and empties the list
+        self._last_push = 0.0
         self._task: Task | None = None
         self._done = Cover(world_size=plan.world_size)  # blocks of the task that this trainer has handed in
         self._slots_used = 0
@@ -99,6 +100,7 @@ class TrainingLoop:
             return False
         now = time.monotonic()
         if self._task is not None:
+            self.wait_seconds.append(now - self._last_push)
             seconds = now - self._began
             self._step_seconds = seconds if not self._step_seconds else (
                 self._step_seconds + _SMOOTHING * (seconds - self._step_seconds)
@@ -110,7 +112,7 @@ class TrainingLoop:
         self._slots_used = 0
         self._parameters.refused.clear()
         self._parameters.missing = None
-        self._on_advance(task.version)
+        self.on_advance(task.version)
         return True
 
     def _due(self, task: Task, ranks: Iterable[int]) -> Iterator[Block]:
@@ -136,6 +138,7 @@ class TrainingLoop:
             slot, self._slots_used = self._slots_used, self._slots_used + 1
             loss, integers = self._gradients.of(block, task.version, self._parameters.slot(slot))
             self._parameters.push(step=task.version, block=block, slot=slot, loss=loss, integers=integers)
+        self._last_push = time.monotonic()
         if not self._done.covers(block):
             self._done.insert(block)
 

@@ -3,6 +3,7 @@
 import math
 import select
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from shoal.core.tree import Block
 from shoal.models.evaluation import EvaluationSums
 from shoal.wire.exchange.base import ShardLink
 from shoal.wire.exchange.frames import Frame, Kind
-from shoal.wire.exchange.memory import FlatSpace
+from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace
 
 _NO_VERSION = -1
 
@@ -74,7 +75,8 @@ class Parameters:
         self.evaluations: dict[int, Evaluated] = {}
         self.refused: list[tuple[int, Block]] = []  # pushes to make again
         self.missing: Missing | None = None
-        self.pushed_bytes = 0
+        self.pushed: Counter[str] = Counter()  # blocks by transport, for whoever reports them and clears it
+        self.pushed_bytes: Counter[str] = Counter()
 
     @property
     def version(self) -> int:
@@ -130,7 +132,8 @@ class Parameters:
         for shard in self._shards:
             if shard.version == step:
                 shard.link.push(frame)
-                self.pushed_bytes += shard.held.length * 4
+                self.pushed[shard.link.transport] += 1
+                self.pushed_bytes[shard.link.transport] += shard.held.length * ELEMENT_BYTES
 
     def push_evaluation(self, *, version: int, block: Block, sums: EvaluationSums) -> None:
         """Evaluations are added up by the first shard."""
@@ -155,11 +158,12 @@ class Parameters:
             ask = Frame(Kind.ASK_MISSING, attempt=self._attempt, step=step, correct=int(evaluation))
             (self._shards[0] if evaluation else late[0]).link.send(ask)
 
-    def wait(self, timeout_seconds: float, also: int) -> None:
+    def wait(self, timeout_seconds: float, also: int | None = None) -> None:
         """Returns when something has come from a shard or on the descriptor `also`, or after the time."""
         if self._drain():
             return
-        self._poll.register(also, select.POLLIN)
+        if also is not None:
+            self._poll.register(also, select.POLLIN)
         self._poll.poll(timeout_seconds * 1000)
         self._drain()
 

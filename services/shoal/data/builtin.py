@@ -1,0 +1,56 @@
+"""`builtin://NAME`: real data sets that come with scikit-learn, no file needed.
+
+digits: 1,797 handwritten digits of 8x8 pixels (UCI Optical Recognition of Handwritten Digits, test part), values
+0..16 scaled to 0..1, shape (1, 8, 8). iris, wine, breast_cancer: tables of measurements, each column standardised by
+the mean and deviation of the training split.
+"""
+
+import difflib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import InvalidInput
+from shoal.data.split import Dataset, Floats, FloatSplit, Integers, dataset_of
+from shoal.data.splitting import split_positions
+
+NAMES = ("breast_cancer", "digits", "iris", "wine")
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidInput for a name that there is not."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean 'builtin://{near[0]}'?" if near else f"known: {', '.join(NAMES)}"
+        raise InvalidInput(f"data.source: no built-in data set '{name}'; {hint}", field="data.source")
+
+
+def open_builtin(name: str, *, heldout_fraction: float, split_seed: int) -> Dataset:
+    """Raises InvalidInput for a name that there is not."""
+    check_name(name)
+    from sklearn import datasets
+
+    table = getattr(datasets, f"load_{name}")()
+    y: Integers = table.target.astype(np.int64)
+    positions = split_positions(len(y), heldout_fraction=heldout_fraction, split_seed=split_seed)
+    if name == "digits":
+        x: Floats = (table.data / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    else:
+        x = _standardised(table.data, positions.train)
+    return dataset_of(
+        FloatSplit(x=x[positions.train], y=y[positions.train]),
+        FloatSplit(x=x[positions.heldout], y=y[positions.heldout]),
+        classes=len(table.target_names),
+    )
+
+
+def _standardised(x_SF: npt.NDArray[np.float64], train: Integers) -> Floats:
+    """(x - mean) / deviation per column. fsum is exact, so the bits do not depend on a machine's vector width."""
+    scaled = np.empty(x_SF.shape, np.float32)
+    for column in range(x_SF.shape[1]):
+        values = x_SF[train, column].tolist()
+        mean = math.fsum(values) / len(values)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+        scaled[:, column] = (x_SF[:, column] - mean) / (deviation or 1.0)
+    return scaled

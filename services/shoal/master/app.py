@@ -1,0 +1,234 @@
+"""Builds the master. The one place that constructs its parts and hands them to one another."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1.health import aio as health  # type: ignore[import-untyped]
+
+from shoal.core.errors import InvalidInput
+from shoal.jobspec.reading import describe, validate_spec
+from shoal.master.attempts import Attempts
+from shoal.master.changes import Changes
+from shoal.master.coordinator import Coordinator
+from shoal.master.grants import GrantBook
+from shoal.master.jobs import Jobs
+from shoal.master.members import Members, Timing
+from shoal.master.polls import Polls
+from shoal.master.servicers.jobs import JobServicer
+from shoal.master.servicers.master import MasterServicer
+from shoal.master.settings import MasterSettings
+from shoal.master.shards import ShardClient
+from shoal.master.store.base import JobStore, Limits
+from shoal.master.store.memory import MemoryJobStore
+from shoal.master.store.timed import TimedJobStore
+from shoal.master.tasks import Tasks
+from shoal.master.workers import WorkerClient
+from shoal.metrics.grpc import AioMetricsInterceptor, GrpcServerMetrics
+from shoal.metrics.http import MetricsServer
+from shoal.metrics.master import MasterMetrics
+from shoal.metrics.registry import new_registry
+from shoal.process.clock import Clock, SystemClock
+from shoal.process.identity import new_incarnation, write_ready_file
+from shoal.process.logs import get_logger
+from shoal.wire.options import server_options
+from shoal.wire.v1 import jobs_pb2_grpc, master_pb2_grpc
+
+_STOP_SECONDS = 1.0  # for calls in flight when the master stops: long polls would never end by themselves
+_PRUNE_SECONDS = 600.0  # between looks for ended jobs that are too many
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """A master that runs."""
+
+    port: int
+    metrics_port: int
+    failed: "asyncio.Future[BaseException]"  # a part of it broke: the process must not go on
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Serving]:
+    """Runs a master for the length of the block. Raises InvalidInput for a port, folder or store it cannot have."""
+    _check_defaults(settings)
+    _check_port(settings.host, settings.port)
+    ready = _Readiness()
+    registry = new_registry()
+    metrics = MasterMetrics(registry)
+    async with contextlib.AsyncExitStack() as stack:
+        http = MetricsServer(registry=registry, ready=ready.reason, host=settings.host, port=settings.metrics_port)
+        stack.callback(http.close)
+        store: JobStore = TimedJobStore(await _open_store(settings), metrics=metrics)
+        stack.push_async_callback(store.close)
+        await store.prune(ended_kept=settings.ended_jobs_kept)
+
+        tasks = Tasks()
+        shards = ShardClient(call_seconds=settings.call_seconds, snapshot_seconds=settings.snapshot_seconds)
+        stack.push_async_callback(shards.close)
+        workers = WorkerClient(tasks=tasks, push_seconds=settings.push_seconds)
+        stack.push_async_callback(workers.close)
+        stack.push_async_callback(tasks.close)
+
+        kicked = asyncio.Event()
+        changes = Changes()
+        members = Members(
+            clock=clock,
+            timing=Timing(
+                lease_seconds=settings.lease_seconds,
+                suspect_grace_seconds=settings.suspect_grace_seconds,
+                server_grace_seconds=settings.suspect_grace_seconds + 2 * settings.heartbeat_seconds,
+                lost_kept_seconds=settings.lost_kept_seconds,
+            ),
+        )
+        grants = GrantBook(first_revision=time.time_ns() // 1_000_000)
+        attempts = Attempts(
+            store=store,
+            members=members,
+            grants=grants,
+            shards=shards,
+            workers=workers,
+            changes=changes,
+            tasks=tasks,
+            metrics=metrics,
+            clock=clock,
+            settings=settings,
+            kick=kicked.set,
+        )
+        coordinator = Coordinator(
+            attempts=attempts,
+            members=members,
+            grants=grants,
+            changes=changes,
+            metrics=metrics,
+            clock=clock,
+            settings=settings,
+            kicked=kicked,
+        )
+        jobs = Jobs(
+            store=store,
+            attempts=attempts,
+            coordinator=coordinator,
+            members=members,
+            shards=shards,
+            changes=changes,
+            metrics=metrics,
+            clock=clock,
+            settings=settings,
+        )
+        await attempts.load()
+
+        server = grpc.aio.server(
+            options=server_options(), interceptors=[AioMetricsInterceptor(GrpcServerMetrics(registry))]
+        )
+        master_pb2_grpc.add_MasterServiceServicer_to_server(
+            MasterServicer(
+                members=members,
+                attempts=attempts,
+                jobs=jobs,
+                polls=Polls(grants=grants, members=members),
+                metrics=metrics,
+                settings=settings,
+                kick=kicked.set,
+            ),
+            server,
+        )
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs=jobs, members=members, grants=grants), server)
+        health_service = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+        await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+        try:
+            port = server.add_insecure_port(_address(settings.host, settings.port))
+        except RuntimeError as error:
+            raise _port_error(settings.host, settings.port, str(error)) from error
+        await server.start()
+        stack.push_async_callback(server.stop, _STOP_SECONDS)
+
+        tasks.start("coordinator", coordinator.run())
+        tasks.start("prune", _prune(store, settings))
+        ready.serves = True
+        yield Serving(port=port, metrics_port=http.port, failed=tasks.failed)
+        ready.serves = False
+
+
+async def run(settings: MasterSettings) -> int:
+    """Serves until SIGTERM or SIGINT; the process' exit code."""
+    log = get_logger()
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(settings, clock=SystemClock()) as master:
+        if settings.ready_file is not None:
+            write_ready_file(
+                settings.ready_file,
+                host=settings.host,
+                port=master.port,
+                metrics_port=master.metrics_port,
+                incarnation=new_incarnation(),
+            )
+        log.info("master_serves", host=settings.host, port=master.port, metrics_port=master.metrics_port)
+        master.failed.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+        broke = master.failed.done()
+        log.info("master_stops", reason="a part of it broke" if broke else "signal")
+    return 70 if broke else 0  # EX_SOFTWARE
+
+
+class _Readiness:
+    def __init__(self) -> None:
+        self.serves = False
+
+    def reason(self) -> str | None:
+        return None if self.serves else "starting or stopping"
+
+
+async def _open_store(settings: MasterSettings) -> JobStore:
+    limits = Limits(log_lines=settings.log_lines_kept, events=settings.events_kept)
+    if settings.store_url == "memory://":
+        return MemoryJobStore(limits=limits)
+    from shoal.master.store.sql import open_sql_store
+
+    return await open_sql_store(settings.store_url, limits=limits)
+
+
+async def _prune(store: JobStore, settings: MasterSettings) -> None:
+    while True:
+        await asyncio.sleep(_PRUNE_SECONDS)
+        await store.prune(ended_kept=settings.ended_jobs_kept)
+
+
+def _check_defaults(settings: MasterSettings) -> None:
+    """The cluster's defaults must make a valid job of one that names nothing."""
+    import pydantic
+
+    try:
+        validate_spec({"model": {"type": "mlp"}}).with_defaults(settings.training_config)
+    except pydantic.ValidationError as error:
+        raise describe(error, origin="the cluster's defaults (TrainingConfig)") from error
+
+
+def _check_port(host: str, port: int) -> None:
+    """gRPC's own report of a port in use is several lines long."""
+    if port == 0:
+        return
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise _port_error(host, port, error.strerror or str(error)) from error
+
+
+def _port_error(host: str, port: int, why: str) -> InvalidInput:
+    return InvalidInput(f"port {port} on {host}: {why}; choose another with --port", field="port")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,213 @@
+"""The loop that keeps the cluster at what the scheduler decides: observe, decide, apply."""
+
+import asyncio
+from collections import Counter
+
+from shoal.core.errors import Stale, Unavailable
+from shoal.core.job import Job, Phase
+from shoal.master.attempts import Attempts, Run
+from shoal.master.changes import Changes
+from shoal.master.grants import GrantBook
+from shoal.master.members import Member, Members, MemberState, Role
+from shoal.master.scheduler import (
+    Cluster,
+    Decision,
+    JobFacts,
+    Move,
+    Recover,
+    ServerFacts,
+    Start,
+    Wait,
+    WorkerFacts,
+    decide,
+)
+from shoal.master.settings import MasterSettings
+from shoal.master.spread import Hysteresis
+from shoal.metrics.master import MasterMetrics
+from shoal.process.clock import Clock
+from shoal.process.logs import get_logger
+
+
+class Coordinator:
+    """Whoever changes a fact calls `kick`; the loop also looks by itself, for time is a fact, too."""
+
+    def __init__(
+        self,
+        *,
+        attempts: Attempts,
+        members: Members,
+        grants: GrantBook,
+        changes: Changes,
+        metrics: MasterMetrics,
+        clock: Clock,
+        settings: MasterSettings,
+        kicked: asyncio.Event,
+    ) -> None:
+        self._attempts = attempts
+        self._members = members
+        self._grants = grants
+        self._changes = changes
+        self._metrics = metrics
+        self._clock = clock
+        self._settings = settings
+        self._hysteresis = Hysteresis(gain=settings.rebalance_gain, seconds=settings.rebalance_seconds)
+        self._kicked = kicked
+        self._waits: dict[str, Wait] = {}
+        self._log = get_logger()
+
+    def wait_of(self, job_id: str) -> Wait | None:
+        """What a waiting job waits for."""
+        return self._waits.get(job_id)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            self._kicked.clear()
+            await self.step()
+            try:
+                async with asyncio.timeout(self._pause()):
+                    await self._kicked.wait()
+            except TimeoutError:
+                pass
+
+    async def step(self) -> None:
+        self._see_losses()
+        self._attempts.probe_adopted()
+        decisions = decide(self._clock.monotonic(), self._job_facts(), self._cluster(), self._hysteresis)
+        self._note_waits(decisions)
+        for decision in decisions:
+            try:
+                await self._apply(decision)
+            except (Stale, Unavailable) as error:
+                self._log.warning("decision_not_applied", job_id=decision.job_id, error=str(error))
+        self._measure()
+
+    async def _apply(self, decision: Decision) -> None:
+        if isinstance(decision, Wait):
+            return
+        job = self._attempts.job(decision.job_id)
+        run = self._attempts.run(decision.job_id)
+        if job is None or (run is None) != isinstance(decision, Start):
+            return  # it changed while an earlier decision was being stored; the next look takes that in
+        match decision:
+            case Start():
+                await self._attempts.begin(
+                    decision.job_id,
+                    servers=decision.servers,
+                    ranks=decision.ranks,
+                    reason=decision.reason,
+                    message=decision.message,
+                )
+            case Move():
+                await self._attempts.move(
+                    decision.job_id, ranks=decision.ranks, reason=decision.reason, message=decision.message
+                )
+            case Recover():
+                await self._attempts.recover(decision.job_id, reason=decision.reason, message=decision.message)
+        self._metrics.decisions.labels(what=type(decision).__name__.lower(), reason=decision.reason).inc()
+
+    def _pause(self) -> float:
+        """Seconds until time itself may change something."""
+        expiry = self._members.next_expiry()
+        if expiry is None:
+            return self._settings.tick_seconds
+        return max(0.0, min(self._settings.tick_seconds, expiry - self._clock.monotonic()))
+
+    def _see_losses(self) -> None:
+        expiry = self._members.expire()
+        for member in expiry.lost:
+            self._log.warning(
+                "member_lost",
+                member_id=member.member_id,
+                role=member.role.value,
+                incarnation=member.incarnation,
+                seconds_since_heard=round(self._members.seconds_since_heard(member), 3),
+            )
+            if member.role is Role.WORKER:
+                self._metrics.forget_worker(member.member_id)
+        for member in expiry.forgotten:
+            self._grants.forget(member.member_id)
+
+    # Observe.
+
+    def _job_facts(self) -> tuple[JobFacts, ...]:
+        return tuple(self._facts_of(job) for job in self._attempts.live)
+
+    def _facts_of(self, job: Job) -> JobFacts:
+        run = self._attempts.run(job.job_id)
+        if run is None:
+            return JobFacts(
+                job_id=job.job_id,
+                requirements=job.requirements,
+                submitted_at=job.submitted_at,
+                under_way=False,
+                servers=job.servers,
+                not_before=self._attempts.not_before(job.job_id),
+            )
+        return JobFacts(
+            job_id=job.job_id,
+            requirements=job.requirements,
+            submitted_at=job.submitted_at,
+            under_way=True,
+            servers=run.servers,
+            lost_shares=self._attempts.lost_shares(run),
+            ranks=run.ranks,
+            seconds_per_unit=self.speeds(run),
+            moved_at=run.moved_at,
+            closing=run.closing,
+        )
+
+    def speeds(self, run: Run) -> dict[str, float]:
+        """Seconds per unit by worker, as far as they are known."""
+        return {
+            worker_id: seconds
+            for worker_id in run.ranks
+            if (member := self._members.get(worker_id)) is not None
+            and (seconds := member.seconds_per_unit(run.job_id, run.attempt)) > 0
+        }
+
+    def _cluster(self) -> Cluster:
+        shares = Counter(server_id for job in self._attempts.live for server_id in job.servers)
+        return Cluster(
+            workers=tuple(_worker_facts(member) for member in self._members.of(Role.WORKER) if member.present),
+            servers=tuple(
+                ServerFacts(
+                    server_id=member.member_id,
+                    shares=shares[member.member_id],
+                    open=member.state is MemberState.ALIVE and member.known,
+                )
+                for member in self._members.of(Role.PARAMETER_SERVER)
+                if member.present
+            ),
+        )
+
+    def _note_waits(self, decisions: tuple[Decision, ...]) -> None:
+        waits = {decision.job_id: decision for decision in decisions if isinstance(decision, Wait)}
+        for job_id, wait in waits.items():
+            if self._waits.get(job_id) != wait:
+                self._log.info("job_waits", job_id=job_id, reason=wait.reason, detail=wait.message)
+        changed = [
+            job_id for job_id in waits.keys() | self._waits.keys() if waits.get(job_id) != self._waits.get(job_id)
+        ]
+        self._waits = waits
+        for job_id in changed:
+            self._changes.touch(job_id)
+
+    def _measure(self) -> None:
+        phases = Counter(job.phase for job in self._attempts.live)
+        for phase in Phase:
+            if not phase.ended:
+                self._metrics.jobs.labels(phase=phase.value).set(phases[phase])
+        for role, gauge in ((Role.WORKER, self._metrics.workers), (Role.PARAMETER_SERVER, self._metrics.servers)):
+            states = Counter(member.state for member in self._members.of(role) if member.known)
+            for state in MemberState:
+                gauge.labels(state=state.value).set(states[state])
+
+
+def _worker_facts(member: Member) -> WorkerFacts:
+    return WorkerFacts(
+        worker_id=member.member_id,
+        capabilities=member.capabilities,
+        open=member.known and member.state is MemberState.ALIVE,
+        known=member.known,
+    )

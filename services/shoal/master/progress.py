@@ -1,0 +1,89 @@
+"""How far an attempt is: the committed steps' losses, evaluations and speed, from shard 0's answers. In memory."""
+
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from shoal.master.store.base import Evaluation, Summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardProgress:
+    """One answer of a shard."""
+
+    attempt: int
+    version: int
+    total_steps: int
+    samples: int
+    losses: tuple[tuple[int, float], ...]  # (step, loss), ascending
+    evaluations: tuple[Evaluation, ...]  # all of them
+    started: bool
+    failure: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgressChange:
+    """What one answer brought."""
+
+    steps: int
+    samples: int
+    evaluations: bool
+
+    @property
+    def any(self) -> bool:
+        return bool(self.steps or self.samples or self.evaluations)
+
+
+@dataclass(kw_only=True, slots=True)
+class ProgressLog:
+    """Of one attempt. `losses[i]` is step i's; NaN where none was told."""
+
+    rate_window_seconds: float
+    loss_steps_kept: int
+    version: int = 0
+    total_steps: int = 0
+    samples: int = 0
+    last_loss: float = 0.0
+    started: bool = False
+    evaluations: tuple[Evaluation, ...] = ()
+    losses: "array[float]" = field(default_factory=lambda: array("d"))
+    _marks: deque[tuple[float, int]] = field(default_factory=deque)  # (monotonic seconds, samples)
+
+    def add(self, answer: ShardProgress, *, now: float) -> ProgressChange:
+        """Takes in an answer. A version below the known one means that the job began again."""
+        if answer.version < self.version:
+            del self.losses[answer.version :]
+            self._marks.clear()
+        change = ProgressChange(
+            steps=max(0, answer.version - self.version),
+            samples=max(0, answer.samples - self.samples),
+            evaluations=answer.evaluations != self.evaluations,
+        )
+        self.version = answer.version
+        self.total_steps = answer.total_steps
+        self.samples = answer.samples
+        self.started = answer.started
+        self.evaluations = answer.evaluations
+        for step, loss in answer.losses:
+            self.last_loss = loss
+            if step >= self.loss_steps_kept:
+                continue
+            if step >= len(self.losses):
+                self.losses.extend([float("nan")] * (step + 1 - len(self.losses)))
+            self.losses[step] = loss
+        self._marks.append((now, answer.samples))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - self.rate_window_seconds:
+            self._marks.popleft()
+        return change
+
+    def samples_per_second(self, *, now: float) -> float:
+        """Over the last window; 0 when nothing came in it."""
+        if len(self._marks) < 2 or now - self._marks[-1][0] > 2 * self.rate_window_seconds:
+            return 0.0
+        first_at, first = self._marks[0]
+        seconds = max(now, self._marks[-1][0]) - first_at
+        return (self._marks[-1][1] - first) / seconds if seconds > 0 else 0.0
+
+    @property
+    def summary(self) -> Summary:
+        return Summary(step=self.version, total_steps=self.total_steps, samples=self.samples, loss=self.last_loss)

@@ -1,0 +1,26 @@
+"""Why a job is in its phase: constants for people, tests and alert rules."""
+
+SUBMITTED = "Submitted"
+NOT_ENOUGH_WORKERS = "NotEnoughWorkers"
+NOT_ENOUGH_PARAMETER_SERVERS = "NotEnoughParameterServers"
+BEHIND_OTHERS = "BehindOthers"  # the workers it could use are kept for a job that goes first
+RETRY_DELAY = "RetryDelay"
+
+WORKERS_FOUND = "WorkersFound"  # an attempt begins
+SERVERS_FOUND = "ParameterServersFound"  # the same, of a job without workers of ours
+FIRST_STEP = "FirstStep"
+
+WORKER_JOINED = "WorkerJoined"
+WORKER_LOST = "WorkerLost"
+WORKERS_CHANGED = "WorkersChanged"  # some joined and some left at once
+REBALANCED = "Rebalanced"  # the same workers, other ranks: one was slower than thought
+NO_WORKERS = "NoWorkers"
+
+TRAINER_FAILED = "TrainerFailed"
+SHARD_FAILED = "ShardFailed"
+PARAMETER_SERVER_LOST = "ParameterServerLost"
+SNAPSHOT_FAILED = "SnapshotFailed"
+
+TRAINING_DONE = "TrainingDone"  # results are in; the final snapshot is being written
+COMPLETED = "Completed"
+CANCELLED = "Cancelled"

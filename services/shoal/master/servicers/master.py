@@ -1,0 +1,189 @@
+"""MasterService: what workers and parameter servers ask."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from shoal.core.errors import InvalidInput, NotFound
+from shoal.master.attempts import Attempts, Completion
+from shoal.master.jobs import Jobs
+from shoal.master.members import NOT_RECOGNIZED, Members, Role
+from shoal.master.messages import application_of, grant_message
+from shoal.master.polls import Polls
+from shoal.master.settings import MasterSettings
+from shoal.master.shield import to_the_end
+from shoal.master.store.base import LogLine
+from shoal.metrics.master import MasterMetrics
+from shoal.process.logs import get_logger
+from shoal.wire.convert import load_from_proto, progress_from_proto, results_from_proto
+from shoal.wire.status import answered_async
+from shoal.wire.v1 import master_pb2, master_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_MARGIN_SECONDS = 0.2  # a held call is answered this much before its deadline
+
+
+class MasterServicer(master_pb2_grpc.MasterServiceServicer):
+    def __init__(
+        self,
+        *,
+        members: Members,
+        attempts: Attempts,
+        jobs: Jobs,
+        polls: Polls,
+        metrics: MasterMetrics,
+        settings: MasterSettings,
+        kick: Callable[[], None],
+    ) -> None:
+        self._members = members
+        self._attempts = attempts
+        self._jobs = jobs
+        self._polls = polls
+        self._metrics = metrics
+        self._settings = settings
+        self._kick = kick
+        self._log = get_logger()
+
+    async def RegisterWorker(
+        self, request: master_pb2.RegisterWorkerRequest, context: Context
+    ) -> master_pb2.RegisterWorkerResponse:
+        async with answered_async(context):
+            registration = self._members.register(application_of(request))
+            member = registration.member
+            if member.role is Role.PARAMETER_SERVER:
+                self._attempts.drop_leftovers(member, tuple(held.job_id for held in request.held))
+            else:
+                self._polls.registered(member, newcomer=registration.newcomer)
+            self._kick()
+            self._log.info(
+                "member_registered",
+                member_id=member.member_id,
+                wanted=request.worker_id,
+                role=member.role.value,
+                incarnation=member.incarnation,
+                host=member.host,
+                port=member.port,
+                held=[f"{held.job_id}/{held.attempt}" for held in request.held],
+            )
+            return master_pb2.RegisterWorkerResponse(
+                success=True,
+                message=registration.message,
+                assigned_worker_id=member.member_id,
+                lease_seconds=self._settings.lease_seconds,
+                heartbeat_seconds=self._settings.heartbeat_seconds,
+            )
+
+    async def SendHeartbeat(
+        self, request: master_pb2.SendHeartbeatRequest, context: Context
+    ) -> master_pb2.SendHeartbeatResponse:
+        async with answered_async(context):
+            member = self._members.heard(
+                request.worker_id,
+                request.incarnation,
+                load=load_from_proto(request.status) if request.HasField("status") else None,
+                progress=tuple(progress_from_proto(entry) for entry in request.progress),
+            )
+            if member is None:
+                self._metrics.heartbeats.labels(outcome="unknown").inc()
+                return master_pb2.SendHeartbeatResponse(success=False, message=NOT_RECOGNIZED)
+            self._metrics.heartbeats.labels(outcome="recognized").inc()
+            if member.role is Role.WORKER and member.load is not None:
+                self._metrics.worker_cpu.labels(worker=member.member_id).set(member.load.cpu_percent / 100)
+                self._metrics.worker_memory.labels(worker=member.member_id).set(member.load.memory_percent / 100)
+                self._metrics.worker_jobs.labels(worker=member.member_id).set(member.load.current_jobs)
+            return master_pb2.SendHeartbeatResponse(success=True, message="")
+
+    async def RequestJob(
+        self, request: master_pb2.RequestJobRequest, context: Context
+    ) -> master_pb2.RequestJobResponse:
+        async with answered_async(context):
+            if not request.wait_seconds >= 0 or math.isinf(request.wait_seconds):
+                raise InvalidInput(f"wait_seconds {request.wait_seconds} is not a time to wait", field="wait_seconds")
+            seconds = min(request.wait_seconds, self._settings.longest_poll_seconds)
+            remaining = context.time_remaining()
+            if remaining is not None:
+                seconds = min(seconds, max(0.0, remaining - _MARGIN_SECONDS))
+            if self._members.heard(request.worker_id, request.incarnation) is None:
+                return master_pb2.RequestJobResponse(assigned=False, message=NOT_RECOGNIZED)
+            try:
+                if not request.incarnation and not request.known_revision:
+                    return await self._one_job(request.worker_id, seconds)
+                return await self._all_grants(request, seconds)
+            except asyncio.CancelledError:  # the caller's connection broke, or it gave up
+                self._polls.broke(request.worker_id, request.incarnation)
+                self._kick()
+                raise
+
+    async def _all_grants(self, request: master_pb2.RequestJobRequest, seconds: float) -> master_pb2.RequestJobResponse:
+        assignments = await self._polls.wait(
+            request.worker_id, request.incarnation, known_revision=request.known_revision, seconds=seconds
+        )
+        grants = [grant_message(grant) for grant in assignments.grants]
+        return master_pb2.RequestJobResponse(
+            assigned=bool(grants),
+            job_id=grants[0].job_id if grants else "",
+            parameters=grants[0].parameters if grants else None,
+            message="" if grants else "no job to do now",
+            revision=assignments.revision,
+            grants=grants,
+        )
+
+    async def _one_job(self, worker_id: str, seconds: float) -> master_pb2.RequestJobResponse:
+        handed = await self._polls.take_one(worker_id, seconds=seconds)
+        if handed.grant is None:
+            return master_pb2.RequestJobResponse(
+                assigned=False, message="no job to do now", revision=handed.assignments.revision
+            )
+        message = grant_message(handed.grant)
+        return master_pb2.RequestJobResponse(
+            assigned=True,
+            job_id=message.job_id,
+            parameters=message.parameters,
+            message="",
+            revision=handed.assignments.revision,
+            grants=[grant_message(grant) for grant in handed.assignments.grants],
+        )
+
+    async def CompleteJob(
+        self, request: master_pb2.CompleteJobRequest, context: Context
+    ) -> master_pb2.CompleteJobResponse:
+        async with answered_async(context):
+            if not request.HasField("results"):
+                raise InvalidInput("results are missing", field="results")
+            report = Completion(
+                job_id=request.job_id,
+                worker_id=request.worker_id,
+                incarnation=request.incarnation,
+                attempt=request.attempt,
+                results=results_from_proto(request.results),
+            )
+            answer = await to_the_end(self._attempts.complete(report))
+            self._log.info(
+                "completion_reported",
+                job_id=request.job_id,
+                worker_id=request.worker_id,
+                attempt=request.attempt,
+                success=request.results.success,
+                accepted=answer.accepted,
+                detail=answer.message,
+            )
+            return master_pb2.CompleteJobResponse(success=answer.accepted, message=answer.message)
+
+    async def ReportLogs(
+        self, request: master_pb2.ReportLogsRequest, context: Context
+    ) -> master_pb2.ReportLogsResponse:
+        async with answered_async(context):
+            if self._members.recognized(request.worker_id, request.incarnation) is None:
+                return master_pb2.ReportLogsResponse(success=False, message=NOT_RECOGNIZED)
+            lines = [
+                LogLine(at=line.unix_seconds, worker_id=line.worker_id or request.worker_id, text=line.text)
+                for line in request.lines
+            ]
+            try:
+                await self._jobs.report_logs(request.job_id, lines)
+            except NotFound as error:
+                return master_pb2.ReportLogsResponse(success=False, message=str(error))
+            return master_pb2.ReportLogsResponse(success=True, message="")

@@ -1,0 +1,168 @@
+"""The interface of the job store, and the nouns that go in and out beside `core.job`."""
+
+import abc
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shoal.core.errors import Stale
+from shoal.core.job import Event, Job, Phase, Results, ShardAddress, ShardFile
+
+LIVE = frozenset(phase for phase in Phase if not phase.ended)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Which worker has which ranks of the current attempt, and where its shards are."""
+
+    ranks: Mapping[str, range] = field(default_factory=dict)
+    shards: tuple[ShardAddress, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Of the weights at one version, on the held-out split."""
+
+    version: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """How far a job came."""
+
+    step: int = 0
+    total_steps: int = 0  # 0: not known
+    samples: int = 0
+    loss: float = 0.0  # of the last committed step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogLine:
+    at: float  # Unix seconds
+    worker_id: str
+    text: str
+    sequence: int = 0  # 1, 2, ... within the job; given by the store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """One change of a job with its fence. It happens whole, with its event, or not at all.
+
+    The fence: the job's attempt is `attempt` (None: whichever), its phase is one of `expected`, and with `only_open`
+    no results have been stored yet.
+    """
+
+    job_id: str
+    attempt: int | None
+    expected: frozenset[Phase]
+    to: Phase
+    reason: str
+    message: str
+    at: float  # Unix seconds
+    only_open: bool = False
+    new_attempt: bool = False  # attempt + 1
+    servers: tuple[str, ...] | None = None  # None: as they are
+    started: bool = False  # sets started_at unless an earlier attempt did
+    results: Results | None = None  # None: as they are
+    clear_results: bool = False
+    files: tuple[ShardFile, ...] | None = None
+    summary: Summary | None = None
+    losses: "array[float] | None" = None
+
+    @property
+    def event(self) -> Event:
+        return Event(at=self.at, phase=self.to, reason=self.reason, message=self.message)
+
+    def check(self, job: Job) -> None:
+        """Raises Stale, saying which part of the fence does not hold."""
+        if self.attempt is not None and job.attempt != self.attempt:
+            raise Stale(f"job {job.job_id}: attempt {self.attempt} is not the current one, {job.attempt}")
+        if job.phase not in self.expected:
+            raise Stale(f"job {job.job_id} is {job.phase}: no change to {self.to}")
+        if self.only_open and job.results is not None:
+            raise Stale(f"job {job.job_id}: results are stored already")
+        raise Stale(f"job {job.job_id} has changed meanwhile")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """`created` is false when the idempotency key had been used for the same spec before."""
+
+    job: Job
+    created: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much of a job's history is kept: the newest."""
+
+    log_lines: int
+    events: int
+
+
+class JobStore(abc.ABC):
+    """Every method that writes returns only after the write is durable, as far as the implementation goes.
+
+    Raises NotFound for a job that does not exist, Unavailable when the store cannot be asked.
+    """
+
+    @abc.abstractmethod
+    async def submit(self, job: Job, *, spec_hash: str) -> Submission:
+        """Stores a new job, or finds the one with the same idempotency key ('' is no key).
+
+        Raises AlreadyExists if that key stands for another spec.
+        """
+
+    @abc.abstractmethod
+    async def get(self, job_id: str) -> Job: ...
+
+    @abc.abstractmethod
+    async def jobs(self, *, phases: Collection[Phase] = (), limit: int = 0) -> tuple[Job, ...]:
+        """Newest first; of all phases and without a limit unless given."""
+
+    @abc.abstractmethod
+    async def apply(self, transition: Transition) -> Job:
+        """The job afterwards. Raises Stale, and changes nothing, when the fence does not hold."""
+
+    @abc.abstractmethod
+    async def place(self, job_id: str, *, attempt: int, placement: Placement, event: Event | None) -> None:
+        """Stores the placement of a live job's attempt. Raises Stale for another attempt or an ended job."""
+
+    @abc.abstractmethod
+    async def placements(self) -> dict[str, Placement]:
+        """Of live jobs, as far as they have one."""
+
+    @abc.abstractmethod
+    async def events(self, job_id: str) -> tuple[Event, ...]:
+        """Oldest first."""
+
+    @abc.abstractmethod
+    async def save_evaluations(self, job_id: str, *, attempt: int, evaluations: Sequence[Evaluation]) -> None:
+        """Makes the job's evaluations exactly these. Raises Stale for another attempt."""
+
+    @abc.abstractmethod
+    async def evaluations(self, job_id: str) -> tuple[Evaluation, ...]: ...
+
+    @abc.abstractmethod
+    async def append_logs(self, job_id: str, lines: Sequence[LogLine]) -> None: ...
+
+    @abc.abstractmethod
+    async def logs(self, job_id: str, *, after: int, limit: int) -> tuple[LogLine, ...]:
+        """At most `limit` lines with a sequence number above `after`, in order."""
+
+    @abc.abstractmethod
+    async def summaries(self, job_ids: Collection[str]) -> dict[str, Summary]:
+        """Of those jobs that have ended."""
+
+    @abc.abstractmethod
+    async def losses(self, job_id: str) -> "array[float]":
+        """One per committed step of an ended job; empty for a live one."""
+
+    @abc.abstractmethod
+    async def prune(self, *, ended_kept: int) -> int:
+        """Forgets all but the newest ended jobs; returns how many went."""
+
+    @abc.abstractmethod
+    async def close(self) -> None: ...

@@ -1,0 +1,80 @@
+"""The parameter server's metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class ParameterServerMetrics:
+    """Built once per parameter server over its registry. `transport` is unary, grpc or shared_memory."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pushes = Counter(
+            "shoal_ps_pushes_total",
+            "Pushes of gradients received, by transport and outcome (accepted, duplicate, refused).",
+            ["transport", "outcome"],
+            registry=registry,
+        )
+        self.push_bytes = Counter(
+            "shoal_ps_push_bytes_total", "Gradient bytes accepted.", ["transport"], registry=registry
+        )
+        self.push_seconds = Histogram(
+            "shoal_ps_push_seconds",
+            "Time to take in one push: checks and additions, not the wait for others.",
+            ["transport"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.pushes_refused = Counter(
+            "shoal_ps_pushes_refused_total", "Pushes refused, by reason.", ["reason"], registry=registry
+        )
+        self.pulls = Counter(
+            "shoal_ps_pulls_total",
+            "Pulls of weights answered, by transport and outcome (fresh, current).",
+            ["transport", "outcome"],
+            registry=registry,
+        )
+        self.pull_bytes = Counter(
+            "shoal_ps_pull_bytes_total", "Weight bytes sent or made visible.", ["transport"], registry=registry
+        )
+        self.pull_seconds = Histogram(
+            "shoal_ps_pull_seconds",
+            "Time to answer one pull, the wait for its version not included.",
+            ["transport"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.updates = Counter(
+            "shoal_ps_updates_applied_total", "Updates that an optimizer applied, of all jobs.", registry=registry
+        )
+        self.update_seconds = Histogram(
+            "shoal_ps_update_seconds",
+            "Time of the optimizer for one update of this shard.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.version = Gauge(
+            "shoal_ps_job_version", "Committed version of a live job's share.", ["job_id"], registry=registry
+        )
+        self.trainers = Gauge(
+            "shoal_ps_trainers", "Trainers connected, by transport.", ["transport"], registry=registry
+        )
+        self.shares = Gauge("shoal_ps_shares", "Jobs with a share here.", registry=registry)
+        self.weight_bytes = Gauge(
+            "shoal_ps_weight_bytes",
+            "Memory of all shares' weights, both versions of the replay window.",
+            registry=registry,
+        )
+        self.snapshots = Counter(
+            "shoal_ps_snapshots_total", "Snapshots, by outcome (written, failed).", ["outcome"], registry=registry
+        )
+        self.snapshot_seconds = Histogram(
+            "shoal_ps_snapshot_seconds",
+            "Time to write one snapshot durably.",
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300),
+            registry=registry,
+        )
+
+    def forget_job(self, job_id: str) -> None:
+        """Removes the series of a job whose share is gone."""
+        self.version.remove_by_labels({"job_id": job_id})

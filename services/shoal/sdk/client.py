@@ -1,0 +1,267 @@
+"""The client of one master."""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from shoal.core.errors import DeadlineExceeded, InvalidInput, ShoalError, Unavailable
+from shoal.core.job import Phase
+from shoal.jobspec.reading import parse_spec, validate_spec
+from shoal.jobspec.spec import JobSpec
+from shoal.process.clock import Clock, SystemClock
+from shoal.sdk.download import Assembly, SavedModel
+from shoal.sdk.retrying import Patience
+from shoal.sdk.views import JobView, LogLine, ParameterServerView, WorkerView
+from shoal.wire.options import open_channel
+from shoal.wire.status import raised_from_call, was_cut_off
+from shoal.wire.v1 import jobs_pb2, jobs_pb2_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:7070"
+STREAM_SECONDS = 3600.0  # deadline of one stream; a longer watch goes on with the next one
+DOWNLOAD_SECONDS = 3600.0
+
+Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submitted:
+    job_id: str
+    created: bool  # False: the idempotency key had been used for this spec before
+
+
+class _Stream(Protocol[Answer_co]):
+    """A call that answers with several messages."""
+
+    def __iter__(self) -> Iterator[Answer_co]: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Client:
+    """Synchronous and thread-safe. Connects at the first call.
+
+    Every call has a deadline, `timeout_seconds`. Calls are safe to repeat (submit has its idempotency key), so a
+    master that does not answer is asked again for `retry_seconds`; `watch` and `logs` outlive an absence of
+    `patience_seconds`. Errors are those of `shoal.core.errors`: `Unavailable` means that nobody could be asked.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_seconds: float = 10.0,
+        retry_seconds: float = 3.0,
+        patience_seconds: float = 60.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.address = _checked(address)
+        self._timeout_seconds = timeout_seconds
+        self._retry_seconds = retry_seconds
+        self._patience_seconds = patience_seconds
+        self._clock = clock or SystemClock()
+        self._closed = threading.Event()
+        self._channel = open_channel(self.address)
+        self._jobs = jobs_pb2_grpc.JobServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends streams and pauses of other threads, too."""
+        self._closed.set()
+        self._channel.close()
+
+    def submit(
+        self, spec: JobSpec | Mapping[str, Any] | str | Path, *, idempotency_key: str | None = None
+    ) -> Submitted:
+        """Hands in a job: a spec, a mapping, or the path of a YAML file. Returns once it is stored for good.
+
+        Repeating it with the same `idempotency_key` gives the same job; without one, each submit makes a new job.
+        Raises InvalidInput naming the field.
+        """
+        request = jobs_pb2.SubmitRequest(
+            spec_json=_as_json(spec), idempotency_key=idempotency_key or f"sdk-{uuid.uuid4().hex}"
+        )
+        answer = self._ask(lambda: self._jobs.Submit(request, timeout=self._timeout_seconds))
+        return Submitted(job_id=answer.job_id, created=answer.created)
+
+    def validate(self, spec: JobSpec | Mapping[str, Any] | str | Path) -> dict[str, Any]:
+        """The spec with the cluster's defaults filled in. Raises InvalidInput naming the field."""
+        request = jobs_pb2.ValidateRequest(spec_json=_as_json(spec))
+        answer = self._ask(lambda: self._jobs.Validate(request, timeout=self._timeout_seconds))
+        resolved: dict[str, Any] = json.loads(answer.resolved_spec_json)
+        return resolved
+
+    def get(self, job_id: str, *, with_losses: bool = False) -> JobView:
+        """Raises NotFound."""
+        request = jobs_pb2.GetRequest(job_id=job_id, with_losses=with_losses)
+        return JobView.from_proto(self._ask(lambda: self._jobs.Get(request, timeout=self._timeout_seconds)))
+
+    def list(self, *, phases: tuple[Phase, ...] = (), limit: int = 0) -> tuple[JobView, ...]:
+        """Newest first. No phases: all; limit 0: all."""
+        request = jobs_pb2.ListRequest(phases=[phase.value for phase in phases], limit=limit)
+        answer = self._ask(lambda: self._jobs.List(request, timeout=self._timeout_seconds))
+        return tuple(map(JobView.from_proto, answer.jobs))
+
+    def watch(self, job_id: str, *, timeout: float | None = None) -> Iterator[JobView]:
+        """The job now and at each change, until it has ended. Goes on over a broken connection.
+
+        Raises DeadlineExceeded after `timeout` seconds, NotFound.
+        """
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        request = jobs_pb2.WatchRequest(job_id=job_id)
+        patience = Patience(self._clock, self._patience_seconds)
+        while True:
+            try:
+                for message in self._resumed(
+                    lambda seconds: self._jobs.Watch(request, timeout=seconds), patience, deadline=deadline
+                ):
+                    job = JobView.from_proto(message)
+                    yield job
+                    if job.ended:
+                        return
+            except DeadlineExceeded as error:
+                raise DeadlineExceeded(f"job {job_id} has not ended after {timeout:g} s") from error
+            self._pause(patience, Unavailable(f"the master at {self.address} ended the watch of job {job_id}"))
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> JobView:
+        """The job once it has ended. Raises DeadlineExceeded after `timeout` seconds, NotFound."""
+        for job in self.watch(job_id, timeout=timeout):
+            last = job
+        return last
+
+    def cancel(self, job_id: str) -> Phase:
+        """Returns the phase afterwards: a job that had ended stays as it was. Raises NotFound."""
+        request = jobs_pb2.CancelRequest(job_id=job_id)
+        return Phase(self._ask(lambda: self._jobs.Cancel(request, timeout=self._timeout_seconds)).phase)
+
+    def logs(self, job_id: str, *, follow: bool = False, after: int = 0) -> Iterator[LogLine]:
+        """The lines kept, behind sequence number `after`; with `follow` also new ones until the job has ended.
+
+        Goes on over a broken connection without losing or repeating a line. Raises NotFound.
+        """
+
+        def open_stream(seconds: float) -> _Stream[jobs_pb2.LogsResponse]:
+            request = jobs_pb2.LogsRequest(job_id=job_id, follow=follow, after=after)
+            return self._jobs.Logs(request, timeout=seconds)
+
+        for message in self._resumed(open_stream, Patience(self._clock, self._patience_seconds), deadline=None):
+            after = message.sequence
+            yield LogLine.from_proto(message)
+
+    def workers(self) -> tuple[WorkerView, ...]:
+        request = jobs_pb2.ListWorkersRequest()
+        answer = self._ask(lambda: self._jobs.ListWorkers(request, timeout=self._timeout_seconds))
+        return tuple(map(WorkerView.from_proto, answer.workers))
+
+    def parameter_servers(self) -> tuple[ParameterServerView, ...]:
+        request = jobs_pb2.ListParameterServersRequest()
+        answer = self._ask(lambda: self._jobs.ListParameterServers(request, timeout=self._timeout_seconds))
+        return tuple(map(ParameterServerView.from_proto, answer.servers))
+
+    def download(self, job_id: str, folder: str | Path) -> SavedModel:
+        """Saves a finished job's model as config.json and model.safetensors. Returns what was saved.
+
+        Every shard's file is checked (size, sha256, no element missing), and the whole against the sha256 that the
+        job reported. Raises Refused (not finished), NotFound, Corrupt, InvalidInput (the folder cannot be written).
+        """
+        with Assembly(Path(folder)) as assembly:
+            request = jobs_pb2.DownloadRequest(job_id=job_id)
+            with self._explained():
+                for message in self._jobs.Download(request, timeout=DOWNLOAD_SECONDS):
+                    assembly.take(message)
+            return assembly.save()
+
+    def _ask(self, call: Callable[[], Answer]) -> Answer:
+        """One call, repeated while the master does not answer."""
+        patience = Patience(self._clock, self._retry_seconds)
+        while True:
+            try:
+                with self._explained():
+                    return call()
+            except Unavailable as error:
+                self._pause(patience, error)
+
+    def _resumed(
+        self, open_stream: Callable[[float], _Stream[Answer]], patience: Patience, *, deadline: float | None
+    ) -> Iterator[Answer]:
+        """A stream's messages; it is opened again when it is cut off, until the master ends it.
+
+        `open_stream` gets the stream's deadline in seconds. Raises DeadlineExceeded once `deadline` has passed.
+        """
+        while True:
+            left = STREAM_SECONDS if deadline is None else min(deadline - self._clock.monotonic(), STREAM_SECONDS)
+            if left <= 0:
+                raise DeadlineExceeded("the time given is over")
+            try:
+                with self._explained():
+                    stream = open_stream(left)
+                    try:
+                        for message in stream:
+                            patience.answered()
+                            yield message
+                        return
+                    finally:
+                        stream.cancel()
+            except DeadlineExceeded:
+                continue  # only this stream's
+            except Unavailable as error:
+                self._pause(patience, error)
+
+    def _pause(self, patience: Patience, error: Unavailable) -> None:
+        seconds = patience.pause_seconds()
+        if seconds is None or self._closed.wait(seconds):
+            raise error
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Around a call: the server's error, or what to do if there is no server."""
+        if self._closed.is_set():
+            raise Unavailable("this client has been closed")
+        try:
+            with raised_from_call():
+                yield
+        except ShoalError as error:
+            if was_cut_off(error):
+                raise Unavailable(
+                    f"the master at {self.address} cannot be reached; start one with 'shoal up', or give its address"
+                ) from error
+            raise
+
+
+def _checked(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise InvalidInput(f"address '{address}': HOST:PORT is expected, such as {DEFAULT_ADDRESS}", field="address")
+    return address
+
+
+def _as_json(spec: JobSpec | Mapping[str, Any] | str | Path) -> str:
+    """Checked here already, so that errors name the file and the line."""
+    if isinstance(spec, JobSpec):
+        return spec.model_dump_json()
+    if isinstance(spec, Mapping):
+        return validate_spec(spec).model_dump_json()
+    return read_spec(Path(spec)).model_dump_json()
+
+
+def read_spec(path: Path) -> JobSpec:
+    """Reads a job's YAML file. Raises InvalidInput with the file's name and the line or field."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not text"
+        raise InvalidInput(f"{path}: {reason}; give the path of a job's YAML file", field="spec") from error
+    return parse_spec(text, origin=str(path))

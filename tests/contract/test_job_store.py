@@ -1,0 +1,441 @@
+"""What every job store promises, run over each implementation."""
+
+import asyncio
+import contextlib
+import sqlite3
+from array import array
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shoal.core.errors import AlreadyExists, InvalidInput, NotFound, Refused, Stale, Unavailable
+from shoal.core.job import Event, Job, Phase, Requirements, Results, ShardAddress, ShardFile
+from shoal.master import transitions
+from shoal.master.store.base import Evaluation, JobStore, Limits, LogLine, Placement, Summary
+from shoal.master.store.memory import MemoryJobStore
+from shoal.master.store.sql import open_sql_store
+
+LIMITS = Limits(log_lines=10, events=12)
+Open = Callable[[], "contextlib.AbstractAsyncContextManager[JobStore]"]
+
+
+def job(job_id: str = "digits-1", *, key: str = "", submitted_at: float = 100.0) -> Job:
+    return Job(
+        job_id=job_id,
+        name="digits",
+        spec_json='{"name": "digits"}',
+        requirements=Requirements(
+            model_type="mlp", gpu=False, world_size=8, min_workers=1, max_workers=8, shards=2, priority=3
+        ),
+        phase=Phase.PENDING,
+        reason="Submitted",
+        message="",
+        attempt=0,
+        submitted_at=submitted_at,
+        idempotency_key=key,
+    )
+
+
+RESULTS = Results(
+    success=True,
+    accuracy=0.97,
+    loss=0.1,
+    metrics={"seconds": 1.5},
+    errors=("a", "b"),
+    weights_sha256="ab" * 32,
+    steps=10,
+    samples=80,
+)
+FILES = (
+    ShardFile(shard_index=0, server_id="ps-0", file_name="0.safetensors", size=10, sha256="00"),
+    ShardFile(shard_index=1, server_id="ps-1", file_name="1.safetensors", size=11, sha256="11"),
+)
+PLACEMENT = Placement(
+    ranks={"worker-0": range(5), "worker-1": range(5, 8)},
+    shards=(ShardAddress(server_id="ps-0", host="h", port=1, index=0),),
+)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+    opened: JobStore
+    if request.param == "memory":
+        opened = MemoryJobStore(limits=LIMITS)
+    else:
+        opened = await open_sql_store(f"sqlite:///{tmp_path / 'jobs.db'}", limits=LIMITS)
+    yield opened
+    await opened.close()
+
+
+async def begun(store: JobStore, job_id: str = "digits-1") -> Job:
+    submission = await store.submit(job(job_id), spec_hash="h")
+    return await store.apply(begin_of(submission.job))
+
+
+def begin_of(job: Job) -> transitions.Transition:
+    return transitions.begin(job, servers=("ps-0", "ps-1"), at=101.0, reason="WorkersFound", message="2 workers")
+
+
+async def succeeded(store: JobStore, job_id: str, *, submitted_at: float) -> Job:
+    submission = await store.submit(job(job_id, submitted_at=submitted_at), spec_hash="h")
+    await store.apply(begin_of(submission.job))
+    await store.apply(transitions.close_training(job_id, attempt=1, results=RESULTS, at=110.0, message=""))
+    return await store.apply(
+        transitions.succeed(
+            job_id,
+            attempt=1,
+            results=RESULTS,
+            files=FILES,
+            at=120.0,
+            summary=Summary(step=10, total_steps=10, samples=80, loss=0.25),
+            losses=array("d", [1.0, 0.5]),
+            message="done",
+        )
+    )
+
+
+async def test_a_submitted_job_is_found_as_it_was(store):
+    await store.submit(job(key="k"), spec_hash="h")
+    assert await store.get("digits-1") == job(key="k")
+    assert [event.reason for event in await store.events("digits-1")] == ["Submitted"]
+
+
+async def test_an_unknown_job_is_not_found_by_any_method(store):
+    with pytest.raises(NotFound):
+        await store.get("x")
+    with pytest.raises(NotFound):
+        await store.apply(begin_of(job("x")))
+    with pytest.raises(NotFound):
+        await store.place("x", attempt=0, placement=PLACEMENT, event=None)
+    with pytest.raises(NotFound):
+        await store.events("x")
+    with pytest.raises(NotFound):
+        await store.save_evaluations("x", attempt=0, evaluations=())
+    with pytest.raises(NotFound):
+        await store.evaluations("x")
+    with pytest.raises(NotFound):
+        await store.append_logs("x", [LogLine(at=1, worker_id="w", text="t")])
+    with pytest.raises(NotFound):
+        await store.logs("x", after=0, limit=10)
+    with pytest.raises(NotFound):
+        await store.losses("x")
+    assert await store.summaries(["x"]) == {}
+
+
+async def test_the_same_key_and_spec_find_the_first_job(store):
+    first = await store.submit(job("digits-1", key="k"), spec_hash="h")
+    second = await store.submit(job("digits-2", key="k"), spec_hash="h")
+    assert (first.created, second.created) == (True, False)
+    assert second.job.job_id == "digits-1"
+    assert len(await store.jobs()) == 1
+
+
+async def test_the_same_key_finds_the_job_as_it_is_now(store):
+    submission = await store.submit(job(key="k"), spec_hash="h")
+    await store.apply(begin_of(submission.job))
+    assert (await store.submit(job("digits-2", key="k"), spec_hash="h")).job.phase is Phase.STARTING
+
+
+async def test_the_same_key_with_another_spec_is_refused(store):
+    await store.submit(job("digits-1", key="k"), spec_hash="h")
+    with pytest.raises(AlreadyExists, match="'k'.*digits-1"):
+        await store.submit(job("digits-2", key="k"), spec_hash="other")
+
+
+async def test_without_a_key_equal_specs_are_different_jobs(store):
+    await store.submit(job("digits-1"), spec_hash="h")
+    assert (await store.submit(job("digits-2"), spec_hash="h")).created
+
+
+async def test_of_many_concurrent_submits_with_one_key_one_creates(store):
+    submissions = await asyncio.gather(*(store.submit(job(f"digits-{n}", key="k"), spec_hash="h") for n in range(8)))
+    assert sum(submission.created for submission in submissions) == 1
+    assert len({submission.job.job_id for submission in submissions}) == 1
+
+
+async def test_begin_raises_the_attempt_and_keeps_the_servers(store):
+    started = await begun(store)
+    assert (started.phase, started.attempt, started.servers) == (Phase.STARTING, 1, ("ps-0", "ps-1"))
+    assert await store.get("digits-1") == started
+
+
+async def test_of_many_concurrent_begins_one_wins(store):
+    submission = await store.submit(job(), spec_hash="h")
+    outcomes = await asyncio.gather(*(store.apply(begin_of(submission.job)) for _ in range(8)), return_exceptions=True)
+    assert sum(isinstance(outcome, Stale) for outcome in outcomes) == 7
+    assert (await store.get("digits-1")).attempt == 1
+
+
+async def test_a_change_of_an_old_attempt_is_stale_and_changes_nothing(store):
+    await begun(store)
+    await store.apply(transitions.recover("digits-1", attempt=1, at=102.0, reason="TrainerFailed", message=""))
+    second = await store.apply(begin_of(await store.get("digits-1")))
+    events = await store.events("digits-1")
+    assert second.attempt == 2
+    with pytest.raises(Stale, match="attempt 1 is not the current one, 2"):
+        await store.apply(transitions.first_step("digits-1", attempt=1, at=103.0, message=""))
+    assert await store.get("digits-1") == second
+    assert await store.events("digits-1") == events
+
+
+async def test_a_change_from_the_wrong_phase_is_stale(store):
+    await store.submit(job(), spec_hash="h")
+    with pytest.raises(Stale, match="PENDING"):
+        await store.apply(transitions.first_step("digits-1", attempt=0, at=103.0, message=""))
+
+
+async def test_the_first_step_of_the_first_attempt_is_when_the_job_started(store):
+    await begun(store)
+    first = await store.apply(transitions.first_step("digits-1", attempt=1, at=105.0, message=""))
+    assert (first.phase, first.started_at) == (Phase.RUNNING, 105.0)
+    await store.apply(transitions.recover("digits-1", attempt=1, at=106.0, reason="TrainerFailed", message=""))
+    await store.apply(begin_of(await store.get("digits-1")))
+    second = await store.apply(transitions.first_step("digits-1", attempt=2, at=107.0, message=""))
+    assert second.started_at == 105.0
+
+
+async def test_of_many_concurrent_completions_one_closes_the_training(store):
+    await begun(store)
+    outcomes = await asyncio.gather(
+        *(
+            store.apply(
+                transitions.close_training(
+                    "digits-1", attempt=1, results=replace(RESULTS, steps=n + 1), at=110.0, message=""
+                )
+            )
+            for n in range(8)
+        ),
+        return_exceptions=True,
+    )
+    winners = [outcome for outcome in outcomes if isinstance(outcome, Job)]
+    assert len(winners) == 1
+    assert (await store.get("digits-1")).results == winners[0].results
+
+
+async def test_recovery_voids_results_that_no_success_followed(store):
+    await begun(store)
+    await store.apply(transitions.close_training("digits-1", attempt=1, results=RESULTS, at=110.0, message=""))
+    recovering = await store.apply(
+        transitions.recover("digits-1", attempt=1, at=111.0, reason="ParameterServerLost", message="")
+    )
+    assert recovering.results is None
+
+
+async def test_success_stores_results_files_curve_and_time_at_once(store):
+    done = await succeeded(store, "digits-1", submitted_at=100.0)
+    assert await store.get("digits-1") == done
+    assert (done.phase, done.results, done.files, done.finished_at) == (Phase.SUCCEEDED, RESULTS, FILES, 120.0)
+    assert await store.losses("digits-1") == array("d", [1.0, 0.5])
+    assert (await store.summaries(["digits-1"]))["digits-1"].loss == 0.25
+
+
+@pytest.mark.parametrize("ended", ["succeed", "fail", "cancel"])
+async def test_nothing_changes_a_job_that_has_ended(store, ended):
+    await begun(store)
+    facts = {"at": 120.0, "message": "", "summary": Summary(), "losses": array("d")}
+    if ended == "succeed":
+        await store.apply(transitions.close_training("digits-1", attempt=1, results=RESULTS, at=110.0, message=""))
+        last = transitions.succeed("digits-1", attempt=1, results=RESULTS, files=FILES, **facts)
+    elif ended == "fail":
+        last = transitions.fail("digits-1", attempt=1, results=RESULTS, reason="TrainerFailed", **facts)
+    else:
+        last = transitions.cancel("digits-1", **facts)
+    done = await store.apply(last)
+    for change in (
+        transitions.cancel("digits-1", **facts),
+        transitions.recover("digits-1", attempt=1, at=130.0, reason="x", message=""),
+        transitions.close_training("digits-1", attempt=1, results=RESULTS, at=130.0, message=""),
+        begin_of(done),
+        last,
+    ):
+        with pytest.raises(Stale):
+            await store.apply(change)
+    with pytest.raises(Stale):
+        await store.place("digits-1", attempt=1, placement=PLACEMENT, event=None)
+    assert await store.get("digits-1") == done
+
+
+async def test_a_pending_job_can_be_cancelled(store):
+    await store.submit(job(), spec_hash="h")
+    cancelled = await store.apply(
+        transitions.cancel("digits-1", at=120.0, message="", summary=Summary(), losses=array("d"))
+    )
+    assert (cancelled.phase, cancelled.finished_at) == (Phase.CANCELLED, 120.0)
+
+
+async def test_jobs_are_listed_newest_first_by_phase_and_limit(store):
+    for number in range(4):
+        await store.submit(job(f"digits-{number}", submitted_at=100.0 + number), spec_hash="h")
+    await store.apply(begin_of(await store.get("digits-2")))
+    assert [found.job_id for found in await store.jobs()] == ["digits-3", "digits-2", "digits-1", "digits-0"]
+    assert [found.job_id for found in await store.jobs(limit=2)] == ["digits-3", "digits-2"]
+    assert [found.job_id for found in await store.jobs(phases={Phase.STARTING})] == ["digits-2"]
+    pending = await store.jobs(phases=[Phase.PENDING], limit=1)
+    assert [found.job_id for found in pending] == ["digits-3"]
+
+
+async def test_the_placement_belongs_to_one_attempt(store):
+    await begun(store)
+    assert await store.placements() == {}
+    event = Event(at=102.0, phase=Phase.STARTING, reason="WorkerJoined", message="worker-1 joined")
+    await store.place("digits-1", attempt=1, placement=PLACEMENT, event=event)
+    assert await store.placements() == {"digits-1": PLACEMENT}
+    assert (await store.events("digits-1"))[-1] == event
+    with pytest.raises(Stale):
+        await store.place("digits-1", attempt=2, placement=PLACEMENT, event=None)
+    await store.apply(transitions.recover("digits-1", attempt=1, at=103.0, reason="x", message=""))
+    await store.apply(begin_of(await store.get("digits-1")))
+    assert await store.placements() == {}
+
+
+async def test_only_the_newest_events_are_kept(store):
+    await begun(store)
+    for number in range(20):
+        event = Event(at=float(number), phase=Phase.STARTING, reason="WorkerJoined", message=str(number))
+        await store.place("digits-1", attempt=1, placement=PLACEMENT, event=event)
+    assert [event.message for event in await store.events("digits-1")] == [str(n) for n in range(8, 20)]
+
+
+async def test_evaluations_are_exactly_the_last_saved(store):
+    await begun(store)
+    first, second, other = (
+        Evaluation(version=5, accuracy=0.5, loss=1.0),
+        Evaluation(version=10, accuracy=0.6, loss=0.9),
+        Evaluation(version=5, accuracy=0.4, loss=1.1),
+    )
+    for wanted in ((first,), (first, second), (other, second), (other,), ()):
+        await store.save_evaluations("digits-1", attempt=1, evaluations=wanted)
+        assert await store.evaluations("digits-1") == wanted
+    with pytest.raises(Stale):
+        await store.save_evaluations("digits-1", attempt=2, evaluations=(first,))
+
+
+async def test_log_lines_are_numbered_and_only_the_newest_kept(store):
+    await store.submit(job(), spec_hash="h")
+    await store.append_logs("digits-1", [LogLine(at=1.0, worker_id="w", text=f"line {n}") for n in range(1, 8)])
+    await store.append_logs("digits-1", [])
+    await store.append_logs("digits-1", [LogLine(at=2.0, worker_id="w", text=f"line {n}") for n in range(8, 16)])
+    lines = await store.logs("digits-1", after=0, limit=100)
+    assert [line.sequence for line in lines] == list(range(6, 16))
+    assert all(line.text == f"line {line.sequence}" for line in lines)
+    assert [line.sequence for line in await store.logs("digits-1", after=8, limit=3)] == [9, 10, 11]
+    assert await store.logs("digits-1", after=15, limit=3) == ()
+
+
+async def test_pruning_keeps_live_jobs_and_the_newest_ended_ones(store):
+    for number in range(4):
+        await succeeded(store, f"digits-{number}", submitted_at=100.0 + number)
+    await store.submit(job("live", submitted_at=1.0, key="k"), spec_hash="h")
+    assert await store.prune(ended_kept=2) == 2
+    assert [found.job_id for found in await store.jobs()] == ["digits-3", "digits-2", "live"]
+    with pytest.raises(NotFound):
+        await store.losses("digits-0")
+    assert await store.prune(ended_kept=2) == 0
+
+
+# What only a file can show.
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'folder' / 'jobs.db'}"
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[JobStore]:
+    store = await open_sql_store(url, limits=LIMITS)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_a_reopened_file_has_everything(url):
+    async with opened(url) as store:
+        done = await succeeded(store, "done", submitted_at=100.0)
+        running = await begun(store, "running")
+        await store.place("running", attempt=1, placement=PLACEMENT, event=None)
+        await store.append_logs("running", [LogLine(at=1.0, worker_id="w", text="hello")])
+        await store.submit(job("keyed", key="k"), spec_hash="h")
+        events = await store.events("done")
+    async with opened(url) as store:
+        assert await store.get("done") == done
+        assert await store.get("running") == running
+        assert await store.placements() == {"running": PLACEMENT}
+        assert await store.events("done") == events
+        assert await store.losses("done") == array("d", [1.0, 0.5])
+        assert [line.text for line in await store.logs("running", after=0, limit=9)] == ["hello"]
+        assert not (await store.submit(job("again", key="k"), spec_hash="h")).created
+
+
+async def test_a_cancelled_caller_does_not_tear_a_write(url):
+    async with opened(url) as store:
+        writes = [asyncio.ensure_future(store.submit(job(f"j-{n}"), spec_hash="h")) for n in range(5)]
+        await asyncio.sleep(0)
+        for write in writes:
+            write.cancel()
+        await asyncio.gather(*writes, return_exceptions=True)
+    async with opened(url) as store:
+        for found in await store.jobs():
+            assert len(await store.events(found.job_id)) == 1
+
+
+async def test_a_second_opener_is_refused_in_one_line(url):
+    async with opened(url):
+        with pytest.raises(InvalidInput, match="another process has it open") as caught:
+            await open_sql_store(url, limits=LIMITS)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_newer_schema_is_refused_in_one_line(url, tmp_path):
+    async with opened(url):
+        pass
+    with contextlib.closing(sqlite3.connect(tmp_path / "folder" / "jobs.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(Refused, match="schema 9999 is newer") as caught:
+        await open_sql_store(url, limits=LIMITS)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path):
+    (tmp_path / "jobs.db").write_bytes(b"not a database, but long enough to have a header " * 20)
+    with pytest.raises(InvalidInput, match="not a database") as caught:
+        await open_sql_store(f"sqlite:///{tmp_path / 'jobs.db'}", limits=LIMITS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "mysql://host/x", "sqlite://", "sqlite:////proc/none/jobs.db"])
+async def test_a_store_that_cannot_be_is_refused(bad):
+    with pytest.raises(InvalidInput):
+        await open_sql_store(bad, limits=LIMITS)
+
+
+async def test_a_store_that_is_gone_is_unavailable_and_not_an_answer(url):
+    store = await open_sql_store(url, limits=LIMITS)
+    await store.submit(job(), spec_hash="h")
+    async with store._engine.begin() as connection:  # the nearest to a broken disk that a test can have
+        await connection.exec_driver_sql("DROP TABLE events")
+    with pytest.raises(Unavailable):
+        await store.submit(job("digits-2"), spec_hash="h")
+    assert [found.job_id for found in await store.jobs()] == ["digits-1"]
+    await store.close()
+
+
+async def test_migrations_lead_to_the_schema_of_the_code(url):
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from shoal.master.store.schema import metadata
+
+    store = await open_sql_store(url, limits=LIMITS)
+    async with store._engine.begin() as connection:
+        differences = await connection.run_sync(
+            lambda inner: compare_metadata(MigrationContext.configure(inner), metadata)
+        )
+        journal = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar()
+    await store.close()
+    assert differences == []
+    assert journal == 2  # FULL
