@@ -1,6 +1,7 @@
 """The loop that keeps the cluster at what the scheduler decides: observe, decide, apply."""
 
 import asyncio
+import math
 from collections import Counter
 
 from shoal.core.errors import Stale, Unavailable
@@ -163,7 +164,7 @@ class Coordinator:
             worker_id: seconds
             for worker_id in run.ranks
             if (member := self._members.get(worker_id)) is not None
-            and (seconds := member.seconds_per_unit(run.job_id, run.attempt)) > 0
+            and 0 < (seconds := member.seconds_per_unit(run.job_id, run.attempt)) < math.inf
         }
 
     def _cluster(self) -> Cluster:

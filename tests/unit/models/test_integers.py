@@ -12,7 +12,7 @@ from shoal.models.state import integer_buffers
 
 
 def test_what_is_captured_is_restored() -> None:
-    model = build_model(CnnConfig(), input_shape=(1, 8, 8), classes=2, seed=0)
+    model = build_model(CnnConfig(channels=(2, 3)), input_shape=(1, 8, 8), classes=2, seed=0)
     layout = IntegerLayout(model)
     model(torch.zeros(2, 1, 8, 8))
     data = layout.capture(model)
@@ -27,7 +27,7 @@ def test_what_is_captured_is_restored() -> None:
 
 
 def test_bytes_of_another_length_are_refused() -> None:
-    layout = IntegerLayout(build_model(CnnConfig(), input_shape=(1, 8, 8), classes=2, seed=0))
+    layout = IntegerLayout(build_model(CnnConfig(channels=(2, 3)), input_shape=(1, 8, 8), classes=2, seed=0))
     with pytest.raises(Corrupt, match="16"):
         layout.tensors(b"\0" * 15)
 

