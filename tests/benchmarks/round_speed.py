@@ -4,16 +4,13 @@ Against gloo's all-reduce plus the same optimizer, in the same run. Every partic
 """
 
 import json
+import socket
 import statistics
-import subprocess
 import sys
 import time
-from concurrent import futures
 
-import grpc
 import torch
 import torch.distributed as dist
-from prometheus_client import CollectorRegistry
 
 from shoal.core.facts import DatasetFacts
 from shoal.core.job import Grant, ShardAddress
@@ -21,19 +18,12 @@ from shoal.core.layout import flatten, partition
 from shoal.core.tree import Block
 from shoal.jobspec.reading import load_spec, parse_spec
 from shoal.jobspec.spec import TrainingConfig
-from shoal.metrics.parameter_server import ParameterServerMetrics
 from shoal.models.catalog import build_model
 from shoal.models.state import layers_of
-from shoal.process.identity import host_id
 from shoal.process.logs import configure_logs
-from shoal.ps.servicer import ParameterServerServicer
-from shoal.ps.shares import Shares
-from shoal.wire.exchange.grpc_stream import GrpcExchangeServer
-from shoal.wire.exchange.shared_memory import SharedMemoryServer
-from shoal.wire.options import UNARY_LIMIT_BYTES, server_options
-from shoal.wire.v1 import parameter_server_pb2_grpc
 from shoal.worker.trainer.attach import attach
 from shoal.worker.trainer.parameters import Parameters
+from tests.benchmarks.processes import reports_of, shard_processes, start
 
 TRAINERS = 2
 SHARDS = 2
@@ -50,22 +40,6 @@ def spec_json(hidden: list[int], transport: str) -> str:
         f"resources: {{shards: {SHARDS}, transport: {transport}}}\n"
     )
     return spec.with_defaults(TrainingConfig()).model_dump_json()
-
-
-def shard(index: int, spec: str) -> None:
-    """One parameter server; ends when its standard input closes."""
-    torch.set_num_threads(1)
-    shares = Shares(metrics=ParameterServerMetrics(CollectorRegistry()))
-    shares.create(job_id="bench", attempt=1, spec_json=spec, index=index, shards=SHARDS)
-    shared_memory = SharedMemoryServer(shares)
-    server = grpc.server(futures.ThreadPoolExecutor(32), options=server_options(limit_bytes=UNARY_LIMIT_BYTES))
-    parameter_server_pb2_grpc.add_ParameterServerServiceServicer_to_server(
-        ParameterServerServicer(shares=shares, host_id=host_id(), shared_memory_address=shared_memory.address), server
-    )
-    server.add_generic_rpc_handlers((GrpcExchangeServer(shares).handler,))
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-    server.start()
-    sys.stdin.read()
 
 
 def trainer(rank: int, spec: str, ports: list[int]) -> None:
@@ -133,45 +107,25 @@ def gloo(rank: int, hidden: list[int], port: int) -> None:
     dist.destroy_process_group()
 
 
-def _start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.round_speed", *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _median(processes: list[subprocess.Popen[str]]) -> float:
-    medians: list[float] = []
-    for process in processes:
-        assert process.stdout is not None
-        medians.append(statistics.median(json.loads(process.stdout.readline())["seconds"]))
-    for process in processes:
-        process.communicate(timeout=30)
-    return max(medians)
-
-
 def shoal_round(hidden: list[int], transport: str) -> float:
     """Median seconds of a round."""
     spec = spec_json(hidden, transport)
-    shards = [_start("shard", index, spec) for index in range(SHARDS)]
-    try:
-        ports = [int(process.stdout.readline()) for process in shards if process.stdout is not None]
-        return _median([_start("trainer", rank, spec, json.dumps(ports)) for rank in range(TRAINERS)])
-    finally:
-        for process in shards:
-            process.communicate(timeout=30)
+    with shard_processes(spec, SHARDS) as ports:
+        return _median("trainer", [(rank, spec, json.dumps(ports)) for rank in range(TRAINERS)])
 
 
 def gloo_round(hidden: list[int]) -> float:
     """Median seconds of a round."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return _median([_start("gloo", rank, json.dumps(hidden), port) for rank in range(TRAINERS)])
+    return _median("gloo", [(rank, json.dumps(hidden), port) for rank in range(TRAINERS)])
+
+
+def _median(role: str, arguments: list[tuple[object, ...]]) -> float:
+    """Of the slowest participant."""
+    reports = reports_of([start("round_speed", role, *each) for each in arguments])
+    return max(statistics.median(report["seconds"]) for report in reports)
 
 
 def run(hidden: list[int]) -> dict[str, float]:
@@ -186,8 +140,6 @@ def run(hidden: list[int]) -> dict[str, float]:
 if __name__ == "__main__":
     configure_logs(log_format="console", level="warning")
     match sys.argv[1:]:
-        case ["shard", index, spec]:
-            shard(int(index), spec)
         case ["trainer", rank, spec, ports]:
             trainer(int(rank), spec, json.loads(ports))
         case ["gloo", rank, hidden, port]:

@@ -6,14 +6,19 @@ the mean and deviation of the training split.
 """
 
 import difflib
+import gzip
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import InvalidInput
+from shoal.core.errors import InvalidInput, NotFound
 from shoal.data.split import Dataset, Floats, FloatSplit, Integers, dataset_of
 from shoal.data.splitting import split_positions
+
+_Table = tuple[npt.NDArray[np.float64], Integers, int]  # values [samples, features], classes of samples, how many
 
 NAMES = ("breast_cancer", "digits", "iris", "wine")
 
@@ -29,20 +34,34 @@ def check_name(name: str) -> None:
 def open_builtin(name: str, *, heldout_fraction: float, split_seed: int) -> Dataset:
     """Raises InvalidInput for a name that there is not."""
     check_name(name)
-    from sklearn import datasets
-
-    table = getattr(datasets, f"load_{name}")()
-    y: Integers = table.target.astype(np.int64)
+    values_SF, y, classes = _read_digits() if name == "digits" else _load(name)
     positions = split_positions(len(y), heldout_fraction=heldout_fraction, split_seed=split_seed)
     if name == "digits":
-        x: Floats = (table.data / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+        x: Floats = (values_SF / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     else:
-        x = _standardised(table.data, positions.train)
+        x = _standardised(values_SF, positions.train)
     return dataset_of(
         FloatSplit(x=x[positions.train], y=y[positions.train]),
         FloatSplit(x=x[positions.heldout], y=y[positions.heldout]),
-        classes=len(table.target_names),
+        classes=classes,
     )
+
+
+def _load(name: str) -> _Table:
+    from sklearn import datasets
+
+    table = getattr(datasets, f"load_{name}")()
+    return table.data, table.target.astype(np.int64), len(table.target_names)
+
+
+def _read_digits() -> _Table:
+    """scikit-learn's file, read without importing scikit-learn, which would double a trainer's start."""
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise NotFound("builtin://digits comes with scikit-learn, which is not installed here")
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        table_SF = np.loadtxt(file, delimiter=",")
+    return table_SF[:, :-1], table_SF[:, -1].astype(np.int64), 10
 
 
 def _standardised(x_SF: npt.NDArray[np.float64], train: Integers) -> Floats:

@@ -1,6 +1,7 @@
 """`python -m shoal.master`: see `--help`."""
 
 import asyncio
+import logging
 import sys
 
 from shoal.core.errors import ShoalError
@@ -16,6 +17,8 @@ def main() -> None:
     try:
         settings = MasterSettings.load(sys.argv[1:])
         configure_logs(log_format=settings.log_format, level=settings.log_level, role="master")
+        for chatty in ("alembic", "grpc", "aiosqlite"):  # they tell each start, each loop and each statement
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         code = asyncio.run(run(settings))
     except ShoalError as error:
         fail(error)

@@ -52,6 +52,7 @@ class Run:
     shards: tuple[ShardAddress, ...] = ()
     ready: bool = False  # the shares exist, so grants may go out
     closing: bool = False  # results are in
+    first_version: int = 0  # of the shares when the attempt began: what it commits lies above
     incarnations: dict[str, str] = field(default_factory=dict)  # of the servers that made the shares
     gone: set[str] = field(default_factory=set)  # servers that said that they have no such share
     probed: set[str] = field(default_factory=set)
@@ -165,6 +166,7 @@ class Attempts:
             return
         run.ranks = dict(placement.ranks)
         run.shards = placement.shards
+        run.progress.from_zero = False
         run.ready = True
         for worker_id in run.ranks:
             self._members.expect(worker_id, Role.WORKER)
@@ -278,7 +280,9 @@ class Attempts:
             # Shards keep one step of each other (replay window). More apart: one has lost its share, and all go back.
             self._log.info("shares_begin_again", job_id=job.job_id, attempt=run.attempt, versions=versions)
             await _each(shards, lambda shard: self._shards.drop_share(shard, job_id=job.job_id, delete_files=True))
-            await _each(shards, create)
+            versions = await _each(shards, create)
+        run.first_version = min(versions)
+        run.progress.from_zero = run.first_version == 0
         async with run.publishing:
             if not self._is_current(run):
                 return
@@ -374,7 +378,7 @@ class Attempts:
         self._metrics.steps.inc(change.steps)
         self._metrics.samples.inc(change.samples)
         try:
-            if run.progress.version > 0 and self._jobs[run.job_id].phase is Phase.STARTING:
+            if run.progress.version > run.first_version and self._jobs[run.job_id].phase is Phase.STARTING:
                 await self._apply(
                     transitions.first_step(
                         run.job_id,

@@ -23,15 +23,12 @@ class ShardProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgressChange:
-    """What one answer brought."""
+    """What one answer brought. `steps` and `samples` were committed since the answer before."""
 
     steps: int
     samples: int
     evaluations: bool
-
-    @property
-    def any(self) -> bool:
-        return bool(self.steps or self.samples or self.evaluations)
+    any: bool
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,6 +42,7 @@ class ProgressLog:
     samples: int = 0
     last_loss: float = 0.0
     started: bool = False
+    from_zero: bool = True  # false: what the first answer tells was committed by others before
     evaluations: tuple[Evaluation, ...] = ()
     losses: "array[float]" = field(default_factory=lambda: array("d"))
     _marks: deque[tuple[float, int]] = field(default_factory=deque)  # (monotonic seconds, samples)
@@ -54,10 +52,14 @@ class ProgressLog:
         if answer.version < self.version:
             del self.losses[answer.version :]
             self._marks.clear()
+            self.from_zero = True
+        counts = self.from_zero or bool(self._marks)
+        other_evaluations = answer.evaluations != self.evaluations
         change = ProgressChange(
-            steps=max(0, answer.version - self.version),
-            samples=max(0, answer.samples - self.samples),
-            evaluations=answer.evaluations != self.evaluations,
+            steps=max(0, answer.version - self.version) if counts else 0,
+            samples=max(0, answer.samples - self.samples) if counts else 0,
+            evaluations=other_evaluations,
+            any=(answer.version, answer.samples) != (self.version, self.samples) or other_evaluations,
         )
         self.version = answer.version
         self.total_steps = answer.total_steps

@@ -201,10 +201,10 @@ def shard() -> Iterator[FakeShard]:
 
 
 @contextlib.contextmanager
-def refused(status: grpc.StatusCode, *parts: str) -> Iterator[None]:
+def refused(status: grpc.StatusCode, *parts: str) -> Iterator[pytest.ExceptionInfo[grpc.RpcError]]:
     """The block's call ends with this status and a one-line message that has these parts."""
     with pytest.raises(grpc.RpcError) as caught:
-        yield
+        yield caught
     assert caught.value.code() is status, caught.value.details()
     assert "\n" not in caught.value.details()
     for part in parts:

@@ -75,3 +75,10 @@ def test_the_speed_of_a_job_that_stands_still_falls_to_zero(log):
     assert log.samples_per_second(now=1.0) == 8.0
     assert log.samples_per_second(now=4.0) == 2.0
     assert log.samples_per_second(now=12.0) == 0.0
+
+
+def test_steps_of_an_attempt_that_goes_on_from_kept_weights_are_not_counted_twice():
+    log = ProgressLog(rate_window_seconds=5.0, loss_steps_kept=1_000, from_zero=False)
+    first = log.add(answer(4), now=0.0)
+    assert (first.steps, first.samples, first.any) == (0, 0, True)
+    assert log.add(answer(5, first=4), now=1.0).steps == 1

@@ -1,7 +1,5 @@
 """Brings a database to this program's schema, or refuses one that a newer program has written."""
 
-import logging
-
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -24,5 +22,4 @@ def upgrade(connection: sa.Connection) -> None:
                 f"job store {connection.engine.url.database}: its schema {revision} is newer than this program knows"
                 f" ({scripts.get_current_head()}); use the Shoal version that wrote it, or a newer one"
             )
-    logging.getLogger("alembic.runtime").setLevel(logging.WARNING)  # it announces itself at each start
     command.upgrade(config, "head")

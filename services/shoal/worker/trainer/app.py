@@ -4,6 +4,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -109,7 +110,10 @@ def run(inbound: int) -> int:
         log_format="console", level="info", role="trainer", job_id=grant.job_id, worker_id=assignment.worker_id
     )
     try:
-        control.tell(Finished(results=_train(control, assignment, roots)))
+        training = Training(assignment, roots=roots, take_ranks=_Ranks(control, grant).take)
+        training.parameters.watch(control.inbound)
+        training.loop.on_advance = _Reporter(control, training).advanced
+        control.tell(Finished(results=training.run()))
     except Stale as error:
         control.tell(Fenced(reason=str(error)))
     except (InvalidInput, NotFound, Forbidden, Corrupt, TrainingFailed) as error:
@@ -121,78 +125,77 @@ def run(inbound: int) -> int:
     return 0
 
 
-def _train(control: Control, assignment: Assignment, roots: tuple[Path, ...]) -> Results:
-    grant = assignment.grant
-    spec = load_spec(grant.spec_json)
-    torch.set_num_threads(spec.training.num_threads)
-    torch.use_deterministic_algorithms(True)
-    device = torch.device("cuda" if spec.resources.gpu else "cpu")
-    dataset = open_dataset(
-        source=spec.data.source,
-        label=spec.data.label,
-        heldout_fraction=spec.data.heldout_fraction,
-        split_seed=spec.data.split_seed,
-        roots=roots,
-    )
-    facts = dataset.facts
-    model = build_model(
-        spec.model, input_shape=facts.input_shape, classes=facts.classes, seed=spec.training.seed
-    )
-    parameter_layers, buffer_layers = layers_of(model)
-    assert spec.optimizer is not None
-    layout = partition(
-        flatten(parameters=parameter_layers, buffers=buffer_layers),
-        shards=len(grant.shards),
-        whole=needs_whole_layers(spec.optimizer),
-    )
-    links = attach(
-        grant=grant,
-        worker_id=assignment.worker_id,
-        incarnation=assignment.incarnation,
-        facts=facts,
-        layout=layout,
-        transport=spec.resources.transport,
-    )
-    parameters = Parameters(layout=layout, links=links, attempt=grant.attempt)
-    replica = Replica(model, layout, device=device)
-    plan = spec.plan(facts)
-    gradients = Gradients(
-        replica=replica,
-        plan=plan,
-        seed=spec.training.seed,
-        train=dataset.train,
-        heldout=dataset.heldout,
-        length=layout.length,
-    )
-    loop = TrainingLoop(
-        plan=plan,
-        parameters=parameters,
-        gradients=gradients,
-        replica=replica,
-        target_accuracy=spec.training.target_accuracy,
-        take_ranks=_Ranks(control, grant).take,
-        control=control.inbound,
-    )
-    loop.on_advance = _Reporter(control, parameters, gradients, loop).advanced
-    structlog.get_logger().info(
-        "training", ranks=f"{grant.first_rank}..{grant.last_rank - 1}", steps=plan.total_steps, shards=len(links)
-    )
-    try:
-        return loop.run()
-    finally:
-        parameters.close()
+class Training:
+    """One job's objects, built and joined. Raises what reading data, building the model or attaching raises."""
+
+    def __init__(self, assignment: Assignment, *, roots: tuple[Path, ...], take_ranks: Callable[[], range]) -> None:
+        grant = assignment.grant
+        spec = load_spec(grant.spec_json)
+        torch.set_num_threads(spec.training.num_threads)
+        torch.use_deterministic_algorithms(True)
+        device = torch.device("cuda" if spec.resources.gpu else "cpu")
+        dataset = open_dataset(
+            source=spec.data.source,
+            label=spec.data.label,
+            heldout_fraction=spec.data.heldout_fraction,
+            split_seed=spec.data.split_seed,
+            roots=roots,
+        )
+        facts = dataset.facts
+        model = build_model(
+            spec.model, input_shape=facts.input_shape, classes=facts.classes, seed=spec.training.seed
+        )
+        parameter_layers, buffer_layers = layers_of(model)
+        assert spec.optimizer is not None
+        layout = partition(
+            flatten(parameters=parameter_layers, buffers=buffer_layers),
+            shards=len(grant.shards),
+            whole=needs_whole_layers(spec.optimizer),
+        )
+        links = attach(
+            grant=grant,
+            worker_id=assignment.worker_id,
+            incarnation=assignment.incarnation,
+            facts=facts,
+            layout=layout,
+            transport=spec.resources.transport,
+        )
+        plan = spec.plan(facts)
+        replica = Replica(model, layout, device=device)
+        self.parameters = Parameters(layout=layout, links=links, attempt=grant.attempt)
+        self.gradients = Gradients(
+            replica=replica,
+            plan=plan,
+            seed=spec.training.seed,
+            train=dataset.train,
+            heldout=dataset.heldout,
+            length=layout.length,
+        )
+        self.loop = TrainingLoop(
+            plan=plan,
+            parameters=self.parameters,
+            gradients=self.gradients,
+            replica=replica,
+            target_accuracy=spec.training.target_accuracy,
+            take_ranks=take_ranks,
+        )
+        structlog.get_logger().info(
+            "training", ranks=f"{grant.first_rank}..{grant.last_rank - 1}", steps=plan.total_steps, shards=len(links)
+        )
+
+    def run(self) -> Results:
+        try:
+            return self.loop.run()
+        finally:
+            self.parameters.close()
 
 
 class _Reporter:
     """Progress for the agent's heartbeats, not at every step."""
 
-    def __init__(
-        self, control: Control, parameters: Parameters, gradients: Gradients, loop: TrainingLoop
-    ) -> None:
+    def __init__(self, control: Control, training: Training) -> None:
         self._control = control
-        self._parameters = parameters
-        self._gradients = gradients
-        self._loop = loop
+        self._training = training
         self._next = 0.0
 
     def advanced(self, version: int) -> None:
@@ -200,7 +203,8 @@ class _Reporter:
         if now < self._next:
             return
         self._next = now + _REPORT_SECONDS
-        parameters, gradients, loop = self._parameters, self._gradients, self._loop
+        training = self._training
+        parameters, gradients, loop = training.parameters, training.gradients, training.loop
         self._control.tell(
             Advanced(
                 step=version,

@@ -38,7 +38,6 @@ class TrainingLoop:
         replica: Replica,
         target_accuracy: float | None,
         take_ranks: Callable[[], range],
-        control: int,
     ) -> None:
         self._plan = plan
         self._parameters = parameters
@@ -46,7 +45,6 @@ class TrainingLoop:
         self._replica = replica
         self._target_accuracy = target_accuracy
         self._take_ranks = take_ranks
-        self._control = control
         self.on_advance: Callable[[int], None] = lambda _: None  # told of each version that the loop takes up
         self.wait_seconds: list[float] = []  # for whoever reports them, and empties the list
         self._last_push = 0.0
@@ -67,7 +65,7 @@ class TrainingLoop:
             block = next(self._due(task, self._take_ranks()), None)
             if block is not None:
                 self._do(task, block)
-                self._parameters.wait(0, self._control)
+                self._parameters.wait(0)
                 continue
             self._await_or_help(task)
 
@@ -76,7 +74,7 @@ class TrainingLoop:
         version = self._parameters.version
         while version < 0:
             self._take_ranks()
-            self._parameters.wait(LEAST_PATIENCE_SECONDS, self._control)
+            self._parameters.wait(LEAST_PATIENCE_SECONDS)
             version = self._parameters.version
         if self._plan.evaluates_at(version) and version not in self._parameters.evaluations:
             return Task(version=version, evaluation=True)
@@ -96,7 +94,7 @@ class TrainingLoop:
         """Loads the version. False if the shards have gone on meanwhile."""
         flat = self._parameters.flat(task.version)
         if flat is None:
-            self._parameters.wait(LEAST_PATIENCE_SECONDS, self._control)
+            self._parameters.wait(LEAST_PATIENCE_SECONDS)
             return False
         now = time.monotonic()
         if self._task is not None:
@@ -147,12 +145,12 @@ class TrainingLoop:
         patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_STEPS * self._step_seconds)
         waited = time.monotonic() - self._began
         if waited < patience:
-            self._parameters.wait(patience - waited, self._control)
+            self._parameters.wait(patience - waited)
             return
         missing = self._parameters.missing
         if missing is None or (missing.step, missing.evaluation) != (task.version, task.evaluation):
             self._parameters.ask_missing(step=task.version, evaluation=task.evaluation)
-            self._parameters.wait(LEAST_PATIENCE_SECONDS, self._control)
+            self._parameters.wait(LEAST_PATIENCE_SECONDS)
             return
         self._parameters.missing = None
         mine = self._take_ranks()
@@ -160,7 +158,7 @@ class TrainingLoop:
         if late:  # helpers start at different places
             rank_block = late[mine.start % len(late)]
             self._do(task, Block(start=rank_block.start, size=1))
-        self._parameters.wait(0 if late else LEAST_PATIENCE_SECONDS, self._control)
+        self._parameters.wait(0 if late else LEAST_PATIENCE_SECONDS)
 
     def _results(self) -> Results:
         version = self._parameters.version

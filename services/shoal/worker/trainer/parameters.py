@@ -158,14 +158,15 @@ class Parameters:
             ask = Frame(Kind.ASK_MISSING, attempt=self._attempt, step=step, correct=int(evaluation))
             (self._shards[0] if evaluation else late[0]).link.send(ask)
 
-    def wait(self, timeout_seconds: float, also: int | None = None) -> None:
-        """Returns when something has come from a shard or on the descriptor `also`, or after the time."""
-        if self._drain():
-            return
-        if also is not None:
-            self._poll.register(also, select.POLLIN)
-        self._poll.poll(timeout_seconds * 1000)
-        self._drain()
+    def watch(self, descriptor: int) -> None:
+        """`wait` returns, too, when something has come there."""
+        self._poll.register(descriptor, select.POLLIN)
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Returns when something has come, or after the time."""
+        if not self._drain():
+            self._poll.poll(timeout_seconds * 1000)
+            self._drain()
 
     def close(self) -> None:
         for shard in self._shards:

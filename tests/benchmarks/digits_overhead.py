@@ -1,0 +1,107 @@
+"""What a step of the digits example costs beyond the model's own time: 2 workers x 2 shards, by each transport.
+
+The model's own time is what the same units take, batch, forward and backward, in two processes of a plain loop.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from shoal.core.job import Grant, ShardAddress
+from shoal.core.plan import split_evenly
+from shoal.data.catalog import open_dataset
+from shoal.data.sampler import Sampler
+from shoal.jobspec.reading import load_spec, parse_spec
+from shoal.jobspec.spec import JobSpec, TrainingConfig
+from shoal.models.catalog import build_model
+from shoal.process.logs import configure_logs
+from shoal.worker.control import Assignment
+from shoal.worker.trainer.app import Training
+from tests.benchmarks.processes import reports_of, shard_processes, start
+
+WORKERS = 2
+SHARDS = 2
+STEPS = 600
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.yaml"
+
+
+def spec_of(transport: str) -> JobSpec:
+    spec = parse_spec(EXAMPLE.read_text()).with_defaults(TrainingConfig())
+    document = spec.model_dump(mode="json")
+    document["training"] |= {"steps": STEPS, "epochs": None, "evaluate_every": STEPS}
+    document["resources"] |= {"transport": transport}
+    return JobSpec.model_validate(document)
+
+
+def train(worker: int, spec_json: str, ports: list[int]) -> None:
+    spec = load_spec(spec_json)
+    ranks = split_evenly(spec.training.world_size, WORKERS, worker)
+    grant = Grant(
+        job_id="bench",
+        attempt=1,
+        revision=1,
+        spec_json=spec_json,
+        first_rank=ranks.start,
+        last_rank=ranks.stop,
+        shards=tuple(
+            ShardAddress(server_id=str(index), host="127.0.0.1", port=port, index=index)
+            for index, port in enumerate(ports)
+        ),
+    )
+    assignment = Assignment(grant=grant, worker_id=f"worker-{worker}", incarnation=str(worker))
+    training = Training(assignment, roots=(), take_ranks=lambda: ranks)
+    marks: list[float] = []
+    training.loop.on_advance = lambda _: marks.append(time.perf_counter())
+    training.run()
+    steps = marks[STEPS // 4 : STEPS]  # without the start and the evaluation
+    print(json.dumps({"seconds": (steps[-1] - steps[0]) / (len(steps) - 1)}), flush=True)
+
+
+def plain(worker: int, spec_json: str) -> None:
+    """The same worker's units with nothing around them."""
+    spec = load_spec(spec_json)
+    torch.set_num_threads(spec.training.num_threads)
+    dataset = open_dataset(**spec.data.model_dump(), roots=())
+    plan, sampler = spec.plan(dataset.facts), Sampler(spec.training.seed, dataset.facts.train_samples)
+    model = build_model(
+        spec.model, input_shape=dataset.facts.input_shape, classes=dataset.facts.classes, seed=spec.training.seed
+    )
+    ranks = split_evenly(spec.training.world_size, WORKERS, worker)
+    began = 0.0
+    for step in range(STEPS):
+        if step == STEPS // 4:
+            began = time.perf_counter()
+        for rank in ranks:
+            model.zero_grad()
+            x, y = map(torch.from_numpy, dataset.train.batch(sampler.indices(plan.unit(step, rank))))
+            cross_entropy(model(x), y).backward()
+    print(json.dumps({"seconds": (time.perf_counter() - began) / (STEPS - STEPS // 4)}), flush=True)
+
+
+def run() -> dict[str, float]:
+    """Seconds of a step."""
+    seconds: dict[str, float] = {}
+    spec_json = spec_of("auto").model_dump_json()
+    processes = [start("digits_overhead", "plain", worker, spec_json) for worker in range(WORKERS)]
+    seconds["model alone"] = max(report["seconds"] for report in reports_of(processes))
+    for name, transport in (("shared memory", "auto"), ("grpc", "grpc")):
+        spec_json = spec_of(transport).model_dump_json()
+        with shard_processes(spec_json, SHARDS) as ports:
+            processes = [
+                start("digits_overhead", "train", worker, spec_json, json.dumps(ports)) for worker in range(WORKERS)
+            ]
+            seconds[name] = max(report["seconds"] for report in reports_of(processes))
+    return seconds
+
+
+if __name__ == "__main__":
+    configure_logs(log_format="console", level="error")
+    match sys.argv[1:]:
+        case ["train", worker, spec_json, ports]:
+            train(int(worker), spec_json, json.loads(ports))
+        case ["plain", worker, spec_json]:
+            plain(int(worker), spec_json)
