@@ -12,13 +12,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_health.v1.health import aio as health  # type: ignore[import-untyped]
 
-from shoal.core.errors import InvalidInput
+from shoal.core.errors import InvalidInput, Unavailable
 from shoal.jobspec.reading import describe, validate_spec
-from shoal.master.attempts import Attempts
+from shoal.master.beginning import Beginnings
 from shoal.master.changes import Changes
+from shoal.master.completion import Completions
 from shoal.master.coordinator import Coordinator
+from shoal.master.endings import Endings
+from shoal.master.following import Follower
 from shoal.master.grants import GrantBook
 from shoal.master.jobs import Jobs
+from shoal.master.live import LiveJobs
 from shoal.master.members import Members, Timing
 from shoal.master.polls import Polls
 from shoal.master.servicers.jobs import JobServicer
@@ -87,7 +91,7 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             ),
         )
         grants = GrantBook(first_revision=time.time_ns() // 1_000_000)
-        attempts = Attempts(
+        live = LiveJobs(
             store=store,
             members=members,
             grants=grants,
@@ -100,8 +104,45 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             settings=settings,
             kick=kicked.set,
         )
+        endings = Endings(live=live, store=store, metrics=metrics, clock=clock)
+        follower = Follower(
+            live=live,
+            endings=endings,
+            store=store,
+            members=members,
+            shards=shards,
+            tasks=tasks,
+            metrics=metrics,
+            clock=clock,
+            settings=settings,
+        )
+        completions = Completions(
+            live=live,
+            endings=endings,
+            follower=follower,
+            store=store,
+            members=members,
+            grants=grants,
+            shards=shards,
+            tasks=tasks,
+            clock=clock,
+            settings=settings,
+        )
+        beginnings = Beginnings(
+            live=live,
+            endings=endings,
+            follower=follower,
+            completions=completions,
+            store=store,
+            members=members,
+            shards=shards,
+            tasks=tasks,
+            clock=clock,
+        )
         coordinator = Coordinator(
-            attempts=attempts,
+            live=live,
+            beginnings=beginnings,
+            endings=endings,
             members=members,
             grants=grants,
             changes=changes,
@@ -112,7 +153,8 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
         )
         jobs = Jobs(
             store=store,
-            attempts=attempts,
+            live=live,
+            endings=endings,
             coordinator=coordinator,
             members=members,
             shards=shards,
@@ -121,7 +163,7 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             clock=clock,
             settings=settings,
         )
-        await attempts.load()
+        await beginnings.load()
 
         server = grpc.aio.server(
             options=server_options(), interceptors=[AioMetricsInterceptor(GrpcServerMetrics(registry))]
@@ -129,7 +171,8 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
         master_pb2_grpc.add_MasterServiceServicer_to_server(
             MasterServicer(
                 members=members,
-                attempts=attempts,
+                live=live,
+                completions=completions,
                 jobs=jobs,
                 polls=Polls(grants=grants, members=members),
                 metrics=metrics,
@@ -200,7 +243,10 @@ async def _open_store(settings: MasterSettings) -> JobStore:
 async def _prune(store: JobStore, settings: MasterSettings) -> None:
     while True:
         await asyncio.sleep(_PRUNE_SECONDS)
-        await store.prune(ended_kept=settings.ended_jobs_kept)
+        try:
+            await store.prune(ended_kept=settings.ended_jobs_kept)
+        except Unavailable as error:
+            get_logger().warning("store_unavailable", error=str(error))
 
 
 def _check_defaults(settings: MasterSettings) -> None:

@@ -6,9 +6,11 @@ from collections import Counter
 
 from shoal.core.errors import Stale, Unavailable
 from shoal.core.job import Job, Phase
-from shoal.master.attempts import Attempts, Run
+from shoal.master.beginning import Beginnings
 from shoal.master.changes import Changes
+from shoal.master.endings import Endings
 from shoal.master.grants import GrantBook
+from shoal.master.live import LiveJobs, Run
 from shoal.master.members import Member, Members, MemberState, Role
 from shoal.master.scheduler import (
     Cluster,
@@ -35,7 +37,9 @@ class Coordinator:
     def __init__(
         self,
         *,
-        attempts: Attempts,
+        live: LiveJobs,
+        beginnings: Beginnings,
+        endings: Endings,
         members: Members,
         grants: GrantBook,
         changes: Changes,
@@ -44,14 +48,20 @@ class Coordinator:
         settings: MasterSettings,
         kicked: asyncio.Event,
     ) -> None:
-        self._attempts = attempts
+        self._live = live
+        self._beginnings = beginnings
+        self._endings = endings
         self._members = members
         self._grants = grants
         self._changes = changes
         self._metrics = metrics
         self._clock = clock
         self._settings = settings
-        self._hysteresis = Hysteresis(gain=settings.rebalance_gain, seconds=settings.rebalance_seconds)
+        self._hysteresis = Hysteresis(
+            gain=settings.rebalance_gain,
+            gain_seconds=settings.rebalance_gain_seconds,
+            seconds=settings.rebalance_seconds,
+        )
         self._kicked = kicked
         self._waits: dict[str, Wait] = {}
         self._log = get_logger()
@@ -73,7 +83,7 @@ class Coordinator:
 
     async def step(self) -> None:
         self._see_losses()
-        self._attempts.probe_adopted()
+        self._beginnings.probe_adopted()
         decisions = decide(self._clock.monotonic(), self._job_facts(), self._cluster(), self._hysteresis)
         self._note_waits(decisions)
         for decision in decisions:
@@ -86,25 +96,18 @@ class Coordinator:
     async def _apply(self, decision: Decision) -> None:
         if isinstance(decision, Wait):
             return
-        job = self._attempts.job(decision.job_id)
-        run = self._attempts.run(decision.job_id)
-        if job is None or (run is None) != isinstance(decision, Start):
-            return  # it changed while an earlier decision was being stored; the next look takes that in
+        job = self._live.job(decision.job_id)
+        run = self._live.run(decision.job_id)
+        facts = {"reason": decision.reason, "message": decision.message}
         match decision:
-            case Start():
-                await self._attempts.begin(
-                    decision.job_id,
-                    servers=decision.servers,
-                    ranks=decision.ranks,
-                    reason=decision.reason,
-                    message=decision.message,
-                )
-            case Move():
-                await self._attempts.move(
-                    decision.job_id, ranks=decision.ranks, reason=decision.reason, message=decision.message
-                )
-            case Recover():
-                await self._attempts.recover(decision.job_id, reason=decision.reason, message=decision.message)
+            case Start() if job is not None and run is None:
+                await self._beginnings.begin(job, servers=decision.servers, ranks=decision.ranks, **facts)
+            case Move() if run is not None:
+                await self._beginnings.move(run, ranks=decision.ranks, **facts)
+            case Recover() if run is not None:
+                await self._endings.recover(run, **facts)
+            case _:
+                return  # it changed while an earlier decision was being stored; the next look takes that in
         self._metrics.decisions.labels(what=type(decision).__name__.lower(), reason=decision.reason).inc()
 
     def _pause(self) -> float:
@@ -132,10 +135,10 @@ class Coordinator:
     # Observe.
 
     def _job_facts(self) -> tuple[JobFacts, ...]:
-        return tuple(self._facts_of(job) for job in self._attempts.live)
+        return tuple(self._facts_of(job) for job in self._live.jobs)
 
     def _facts_of(self, job: Job) -> JobFacts:
-        run = self._attempts.run(job.job_id)
+        run = self._live.run(job.job_id)
         if run is None:
             return JobFacts(
                 job_id=job.job_id,
@@ -143,7 +146,7 @@ class Coordinator:
                 submitted_at=job.submitted_at,
                 under_way=False,
                 servers=job.servers,
-                not_before=self._attempts.not_before(job.job_id),
+                not_before=self._live.not_before(job.job_id),
             )
         return JobFacts(
             job_id=job.job_id,
@@ -151,7 +154,7 @@ class Coordinator:
             submitted_at=job.submitted_at,
             under_way=True,
             servers=run.servers,
-            lost_shares=self._attempts.lost_shares(run),
+            lost_shares=self._live.lost_shares(run),
             ranks=run.ranks,
             seconds_per_unit=self.speeds(run),
             moved_at=run.moved_at,
@@ -168,7 +171,7 @@ class Coordinator:
         }
 
     def _cluster(self) -> Cluster:
-        shares = Counter(server_id for job in self._attempts.live for server_id in job.servers)
+        shares = Counter(server_id for job in self._live.jobs for server_id in job.servers)
         return Cluster(
             workers=tuple(_worker_facts(member) for member in self._members.of(Role.WORKER) if member.present),
             servers=tuple(
@@ -195,7 +198,7 @@ class Coordinator:
             self._changes.touch(job_id)
 
     def _measure(self) -> None:
-        phases = Counter(job.phase for job in self._attempts.live)
+        phases = Counter(job.phase for job in self._live.jobs)
         for phase in Phase:
             if not phase.ended:
                 self._metrics.jobs.labels(phase=phase.value).set(phases[phase])

@@ -14,9 +14,10 @@ from shoal.core.job import Job, Phase, ShardAddress, ShardFile
 from shoal.jobspec.reading import describe, load_spec, parse_spec
 from shoal.jobspec.spec import JobSpec
 from shoal.master import reasons
-from shoal.master.attempts import Attempts, Cancellation
 from shoal.master.changes import Changes
 from shoal.master.coordinator import Coordinator
+from shoal.master.endings import Cancellation, Endings
+from shoal.master.live import LiveJobs
 from shoal.master.members import Members
 from shoal.master.settings import MasterSettings
 from shoal.master.shards import ShardClient
@@ -49,7 +50,8 @@ class Jobs:
         self,
         *,
         store: JobStore,
-        attempts: Attempts,
+        live: LiveJobs,
+        endings: Endings,
         coordinator: Coordinator,
         members: Members,
         shards: ShardClient,
@@ -59,7 +61,8 @@ class Jobs:
         settings: MasterSettings,
     ) -> None:
         self._store = store
-        self._attempts = attempts
+        self._live = live
+        self._endings = endings
         self._coordinator = coordinator
         self._members = members
         self._shards = shards
@@ -93,14 +96,14 @@ class Jobs:
         submission = await self._store.submit(job, spec_hash=digest)
         if submission.created:
             self._metrics.jobs_submitted.inc()
-            self._attempts.added(submission.job)
+            self._live.take_up(submission.job)
             self._log.info("job_submitted", job_id=job.job_id, model=job.requirements.model_type)
         return submission
 
     async def get(self, job_id: str, *, with_losses: bool = False) -> JobView:
         """Raises NotFound."""
-        job = self._attempts.job(job_id) or await self._store.get(job_id)
-        run = self._attempts.run(job_id)
+        job = self._live.job(job_id) or await self._store.get(job_id)
+        run = self._live.run(job_id)
         losses = None
         if with_losses:
             losses = run.progress.losses[:] if run else await self._store.losses(job_id)
@@ -119,7 +122,7 @@ class Jobs:
         summaries = await self._store.summaries([job.job_id for job in jobs])
         views = []
         for job in jobs:
-            run = self._attempts.run(job.job_id)
+            run = self._live.run(job.job_id)
             summary = run.progress.summary if run else summaries.get(job.job_id, Summary())
             views.append(self._view(job, summary))
         return tuple(views)
@@ -138,13 +141,13 @@ class Jobs:
 
     async def cancel(self, job_id: str) -> Cancellation:
         """Raises NotFound."""
-        return await self._attempts.cancel(job_id)
+        return await self._endings.cancel(job_id)
 
     async def report_logs(self, job_id: str, lines: Iterable[LogLine]) -> None:
         """Raises NotFound."""
         cut = self._settings.log_line_characters
         kept = [LogLine(at=line.at, worker_id=line.worker_id, text=line.text[:cut]) for line in lines]
-        if self._attempts.job(job_id) is None:
+        if self._live.job(job_id) is None:
             await self._store.get(job_id)
         if kept:
             await self._store.append_logs(job_id, kept[-self._settings.log_lines_kept :])
@@ -155,7 +158,7 @@ class Jobs:
         with self._changes.subscribe(job_id) as changed:
             while True:
                 changed.clear()
-                job = self._attempts.job(job_id) or await self._store.get(job_id)
+                job = self._live.job(job_id) or await self._store.get(job_id)
                 while page := await self._store.logs(job_id, after=after, limit=_LOG_PAGE):
                     for line in page:
                         yield line
@@ -177,7 +180,7 @@ class Jobs:
                 yield data
 
     def job_ids_of_server(self, server_id: str) -> tuple[str, ...]:
-        return tuple(sorted(job.job_id for job in self._attempts.live if server_id in job.servers))
+        return tuple(sorted(job.job_id for job in self._live.jobs if server_id in job.servers))
 
     def _place_of(self, file: ShardFile) -> ShardAddress:
         member = self._members.get(file.server_id)
@@ -192,7 +195,7 @@ class Jobs:
             raise describe(error, origin="job spec with the cluster's defaults") from error
 
     def _view(self, job: Job, summary: Summary) -> JobView:
-        run = self._attempts.run(job.job_id)
+        run = self._live.run(job.job_id)
         wait = self._coordinator.wait_of(job.job_id) if not job.phase.ended and run is None else None
         return JobView(
             job=job,

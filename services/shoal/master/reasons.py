@@ -20,6 +20,7 @@ TRAINER_FAILED = "TrainerFailed"
 SHARD_FAILED = "ShardFailed"
 PARAMETER_SERVER_LOST = "ParameterServerLost"
 SNAPSHOT_FAILED = "SnapshotFailed"
+SPEC_NOT_READABLE = "SpecNotReadable"  # another version of Shoal wrote it
 
 TRAINING_DONE = "TrainingDone"  # results are in; the final snapshot is being written
 COMPLETED = "Completed"

@@ -54,6 +54,11 @@ class JobFacts:
     closing: bool = False  # results are in; only the snapshot is missing
 
 
+def least_workers(requirements: Requirements) -> int:
+    """Workers that a job needs to start: never more than it has ranks for."""
+    return min(requirements.min_workers, requirements.max_workers, requirements.world_size)
+
+
 def precedence(job: JobFacts | Job) -> tuple[int, float, str]:
     """The smallest goes first."""
     return (-job.requirements.priority, job.submitted_at, job.job_id)
@@ -136,7 +141,7 @@ class _Team:
         """Workers that others may take."""
         if self.facts.closing:
             return 0
-        return max(0, len(self.workers) - max(1, self.facts.requirements.min_workers))
+        return max(0, len(self.workers) - max(1, least_workers(self.facts.requirements)))
 
     @property
     def grows(self) -> bool:
@@ -263,9 +268,9 @@ def _admit(now: float, job: JobFacts, table: _Table) -> _Admission | Wait:
         return servers
     if not requirements.external:
         capable = table.capable(job)
-        if not table.gather(job, need=requirements.min_workers):
+        if not table.gather(job, need=least_workers(requirements)):
             blocked = set(capable) & table.reserved
-            if len(capable) >= requirements.min_workers:
+            if len(capable) >= least_workers(requirements):
                 table.reserved.update(capable)
             return _wait_for_workers(job, capable, table, blocked)
     else:
@@ -278,7 +283,7 @@ def _admit(now: float, job: JobFacts, table: _Table) -> _Admission | Wait:
 def _wait_for_workers(job: JobFacts, capable: list[str], table: _Table, blocked: set[str]) -> Wait:
     requirements = job.requirements
     free = sum(1 for worker_id in capable if table.free(worker_id) and worker_id not in blocked)
-    asked = f"{requirements.min_workers} worker(s) that support '{requirements.model_type}'"
+    asked = f"{least_workers(requirements)} worker(s) that support '{requirements.model_type}'"
     asked += " and have a GPU" if requirements.gpu else ""
     if blocked:
         message = f"waits for {asked}: {len(blocked)} are kept for a job that goes first"

@@ -46,6 +46,9 @@ class MasterSettings(RoleSettings):
     rebalance_gain: float = pydantic.Field(
         0.25, ge=0, lt=1, description="ranks move for speed only if a step gets shorter by this fraction"
     )
+    rebalance_gain_seconds: float = pydantic.Field(
+        0.0005, ge=0, description="and by at least so much: below it, the exchange and the noise of measuring decide"
+    )
     rebalance_seconds: float = pydantic.Field(
         5, ge=0, description="ranks move for speed at most so often; speeds are moving means and need time to settle"
     )

@@ -1,16 +1,20 @@
 """The master's calls to parameter servers."""
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import grpc
 
-from shoal.core.errors import Corrupt
+from shoal.core.errors import Corrupt, DeadlineExceeded, Unavailable
 from shoal.core.job import ShardAddress, ShardFile
 from shoal.master.progress import ShardProgress
 from shoal.master.store.base import Evaluation
 from shoal.wire.options import MEBIBYTE, UNARY_LIMIT_BYTES, open_aio_channel
 from shoal.wire.status import raised_from_call
 from shoal.wire.v1 import shard_pb2, shard_pb2_grpc
+
+_T = TypeVar("_T")
 
 
 class Channels:
@@ -120,9 +124,11 @@ class ShardClient:
         return shard_pb2_grpc.ShardServiceStub(self._channels.to(shard.host, shard.port))
 
 
-def addresses_of(servers: tuple[str, ...], places: Mapping[str, tuple[str, int]]) -> tuple[ShardAddress, ...]:
-    """By shard index."""
-    return tuple(
-        ShardAddress(server_id=server_id, host=places[server_id][0], port=places[server_id][1], index=index)
-        for index, server_id in enumerate(servers)
-    )
+async def each(shards: Sequence[ShardAddress], call: Callable[[ShardAddress], Awaitable[_T]]) -> list[_T]:
+    """One call per shard, at the same time. Waits for all; raises the error that says most, if any failed."""
+    outcomes = await asyncio.gather(*(call(shard) for shard in shards), return_exceptions=True)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    errors.sort(key=lambda error: isinstance(error, Unavailable | DeadlineExceeded))
+    if errors:
+        raise errors[0]
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

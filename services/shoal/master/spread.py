@@ -17,10 +17,11 @@ Ranks = Mapping[str, range]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hysteresis:
-    """`gain`: ranks move for speed if a step gets shorter by this fraction; `seconds`: and at most so often."""
+    """When ranks move for speed alone: if a step gets shorter by enough, and at most so often."""
 
-    gain: float
-    seconds: float
+    gain: float  # fraction of the step's time
+    gain_seconds: float  # the same in seconds: below it, the exchange and the noise of measuring decide
+    seconds: float  # between two moves
 
 
 def spread(
@@ -58,7 +59,9 @@ def respread(
     if seconds_since_move < hysteresis.seconds:
         return current
     times = _times(workers, seconds_per_unit)
-    return new if step_seconds(new, times) <= (1 - hysteresis.gain) * step_seconds(current, times) else current
+    now, then = step_seconds(current, times), step_seconds(new, times)
+    pays = then <= (1 - hysteresis.gain) * now and now - then >= hysteresis.gain_seconds
+    return new if pays else current
 
 
 def step_seconds(ranks: Ranks, times: Mapping[str, float]) -> float:

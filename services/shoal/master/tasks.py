@@ -17,7 +17,7 @@ class Tasks:
 
     def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Starts `work`. At most one task has a name at a time; a second one is a fault of the caller."""
-        if name in self._running:
+        if self.runs(name):
             work.close()
             raise RuntimeError(f"task {name} runs already")
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -25,7 +25,8 @@ class Tasks:
         task.add_done_callback(self._ended)
 
     def runs(self, name: str) -> bool:
-        return name in self._running
+        task = self._running.get(name)
+        return task is not None and not task.done()
 
     def cancel(self, name: str) -> None:
         """Asks a task to end; does nothing if it has ended, or for a task that cancels itself."""

@@ -107,7 +107,7 @@ def fail(
     return Transition(
         job_id=job_id,
         attempt=attempt,
-        expected=UNDER_WAY,
+        expected=LIVE,
         to=Phase.FAILED,
         reason=reason,
         message=message,

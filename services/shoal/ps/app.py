@@ -8,6 +8,7 @@ from concurrent import futures
 import grpc
 import structlog
 import torch
+import torch._dynamo  # torch.optim imports it at its first use, for a second: before this process is ready, not after
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shoal.core.errors import Unavailable

@@ -105,7 +105,9 @@ class RunningMaster:
             timeout=CALL_SECONDS,
         )
 
-    def poll(self, worker_id: str = "worker-1", *, known: int = 0, wait: float = 0.0, incarnation: str | None = None) -> Any:
+    def poll(
+        self, worker_id: str = "worker-1", *, known: int = 0, wait: float = 0.0, incarnation: str | None = None
+    ) -> Any:
         return self.master.RequestJob(
             master_pb2.RequestJobRequest(
                 worker_id=worker_id,
@@ -124,7 +126,15 @@ class RunningMaster:
     def get(self, job_id: str, *, with_losses: bool = False) -> Any:
         return self.jobs.Get(jobs_pb2.GetRequest(job_id=job_id, with_losses=with_losses), timeout=CALL_SECONDS)
 
-    def complete(self, job_id: str, *, worker_id: str = "worker-1", attempt: int = 1, incarnation: str | None = None, **results: Any) -> Any:
+    def complete(
+        self,
+        job_id: str,
+        *,
+        worker_id: str = "worker-1",
+        attempt: int = 1,
+        incarnation: str | None = None,
+        **results: Any,
+    ) -> Any:
         return self.master.CompleteJob(
             master_pb2.CompleteJobRequest(
                 worker_id=worker_id,

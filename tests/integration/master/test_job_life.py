@@ -187,10 +187,7 @@ def test_a_failure_seen_by_a_shard_ends_the_attempt(master, shard):
 
 @pytest.mark.parametrize("when", ["pending", "starting", "running"])
 def test_cancel_ends_a_job_in_any_live_phase(master, shard, when):
-    if when == "pending":
-        job_id = master.submit()
-    else:
-        job_id = begin(master, shard)
+    job_id = master.submit() if when == "pending" else begin(master, shard)
     if when == "running":
         shard.commit(job_id, steps=2)
         master.phase_is(job_id, "RUNNING")

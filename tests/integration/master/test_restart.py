@@ -1,6 +1,7 @@
 """A master that stops and comes back on the same file: nothing that was acknowledged is lost."""
 
 import contextlib
+import sqlite3
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_worker_that_does_not_come_back_loses_its_ranks_after_one_lease(settin
         master.add_shard(shard)
         assert len(master.get(job_id).workers) == 2
         moved = eventually(
-            lambda: beat(master, "worker-1", shards=[shard]) or len((job := master.get(job_id)).workers) == 1 and job
+            lambda: beat(master, "worker-1", shards=[shard]) or (len((job := master.get(job_id)).workers) == 1 and job)
         )
         assert (moved.workers[0].worker_id, moved.workers[0].last_rank, moved.attempt) == ("worker-1", 8, 1)
 
@@ -142,3 +143,15 @@ def test_an_attempt_that_had_no_shares_yet_gets_them(settings):
             eventually(lambda: any(grant.job_id == job_id for grant in master.poll().grants))
             assert master.get(job_id).attempt == 1
             assert successor.calls == [f"CreateShare {job_id} 1"]
+
+
+def test_a_live_job_whose_spec_this_program_can_not_read_fails_with_the_reason(settings, tmp_path):
+    with running(settings) as master:
+        job_id = master.submit()
+    with contextlib.closing(sqlite3.connect(tmp_path / "shoal.db")) as connection:
+        connection.execute('UPDATE jobs SET spec_json = \'{"model": {"type": "of-the-future"}}\'')
+        connection.commit()
+    with running(settings) as master:
+        failed = master.phase_is(job_id, "FAILED")
+        assert failed.reason == "SpecNotReadable"
+        assert "of-the-future" in failed.results.errors[0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shoal.core.tree import blocks_of
 from shoal.master.spread import Hysteresis, respread, spread, step_seconds
 
-HYSTERESIS = Hysteresis(gain=0.25, seconds=5.0)
+HYSTERESIS = Hysteresis(gain=0.25, gain_seconds=0.001, seconds=5.0)
 
 
 def names(count: int) -> list[str]:
@@ -105,16 +105,16 @@ def test_cuts_prefer_round_ranks_where_that_costs_little():
 
 
 def test_the_ranks_of_a_lost_worker_go_to_the_others_and_those_keep_theirs():
-    current = {"w00": range(0, 3), "w01": range(3, 6), "w02": range(6, 9)}
+    current = {"w00": range(3), "w01": range(3, 6), "w02": range(6, 9)}
     ranks = spread(world_size=9, workers=["w00", "w02"], seconds_per_unit={}, current=current)
     for worker in ranks:
         assert set(current[worker]) <= set(ranks[worker])
 
 
 def test_a_newcomer_takes_the_place_of_a_lost_worker():
-    current = {"w00": range(0, 3), "w01": range(3, 6), "w02": range(6, 9)}
+    current = {"w00": range(3), "w01": range(3, 6), "w02": range(6, 9)}
     ranks = spread(world_size=9, workers=["w00", "w02", "w99"], seconds_per_unit={}, current=current)
-    assert ranks == {"w00": range(0, 3), "w99": range(3, 6), "w02": range(6, 9)}
+    assert ranks == {"w00": range(3), "w99": range(3, 6), "w02": range(6, 9)}
 
 
 def test_many_newcomers_at_once_are_placed_quickly():
@@ -123,7 +123,7 @@ def test_many_newcomers_at_once_are_placed_quickly():
     assert len(spread(world_size=4096, workers=workers, seconds_per_unit={}, current=current)) == 405
 
 
-EVEN = {"w00": range(0, 4), "w01": range(4, 8)}
+EVEN = {"w00": range(4), "w01": range(4, 8)}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,7 @@ EVEN = {"w00": range(0, 4), "w01": range(4, 8)}
         ({"w00": 1.0, "w01": 3.0}, 4.0, False),  # too soon
         ({"w00": 1.0, "w01": 1.2}, 10.0, False),  # nothing to gain
         ({"w00": 1.0, "w01": 1.5}, 10.0, False),  # 6.0 s become 5.0 s: less than a quarter
+        ({"w00": 1e-4, "w01": 3e-4}, 10.0, False),  # half the time, but only 0.6 ms of it
         ({}, 10.0, False),
     ],
 )

@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 
 from shoal.core.errors import InvalidInput, NotFound
-from shoal.master.attempts import Attempts, Completion
+from shoal.master.completion import Completion, Completions
 from shoal.master.jobs import Jobs
+from shoal.master.live import LiveJobs
 from shoal.master.members import NOT_RECOGNIZED, Members, Role
 from shoal.master.messages import application_of, grant_message
 from shoal.master.polls import Polls
@@ -31,7 +32,8 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         self,
         *,
         members: Members,
-        attempts: Attempts,
+        live: LiveJobs,
+        completions: Completions,
         jobs: Jobs,
         polls: Polls,
         metrics: MasterMetrics,
@@ -39,7 +41,8 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         kick: Callable[[], None],
     ) -> None:
         self._members = members
-        self._attempts = attempts
+        self._live = live
+        self._completions = completions
         self._jobs = jobs
         self._polls = polls
         self._metrics = metrics
@@ -54,7 +57,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
             registration = self._members.register(application_of(request))
             member = registration.member
             if member.role is Role.PARAMETER_SERVER:
-                self._attempts.drop_leftovers(member, tuple(held.job_id for held in request.held))
+                self._live.drop_leftovers(member, tuple(held.job_id for held in request.held))
             else:
                 self._polls.registered(member, newcomer=registration.newcomer)
             self._kick()
@@ -160,7 +163,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
                 attempt=request.attempt,
                 results=results_from_proto(request.results),
             )
-            answer = await to_the_end(self._attempts.complete(report))
+            answer = await to_the_end(self._completions.complete(report))
             self._log.info(
                 "completion_reported",
                 job_id=request.job_id,

@@ -1,4 +1,4 @@
-"""The frames of the exchange: a fixed little-endian header, then the payload.
+"""The frames of the exchange: a fixed little-endian header, then the payload. A message holds one or more of them.
 
 | field    | type | meaning                                                                      |
 |----------|------|------------------------------------------------------------------------------|
@@ -23,6 +23,7 @@ Bulk payloads carry no checksum of their own: TCP has one, and at 1 GB/s a secon
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -35,7 +36,6 @@ _CHECKED_PAYLOAD_BYTES = 4096
 _HEADER = struct.Struct("<BBBBIQQIIQIIdQQ")
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
-MAX_FRAME_BYTES = HEADER_BYTES + MAX_PAYLOAD_BYTES
 
 Buffer = bytes | bytearray | memoryview
 
@@ -119,17 +119,36 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(message: Buffer) -> Frame:
-    """Raises Corrupt for anything that `encode` does not make. The payload is a view, not a copy."""
-    if len(message) < HEADER_BYTES:
-        raise Corrupt(f"frame of {len(message)} bytes is shorter than its header of {HEADER_BYTES}")
-    fields = _HEADER.unpack_from(message)
-    kind, dtype, codec, version, checksum, attempt, step, start, size, offset, slot, length, *rest = fields
+    """A message of exactly one frame. Raises Corrupt for anything that `encode` does not make."""
+    frame, end = _decode_at(memoryview(message))
+    if end != len(message):
+        raise Corrupt(f"{len(message) - end} bytes behind the frame")
+    return frame
+
+
+def decode_all(message: Buffer) -> Iterator[Frame]:
+    """The frames of a message, in order. Raises Corrupt at the first that makes no sense, and for none at all."""
     view = memoryview(message)
+    while True:
+        frame, end = _decode_at(view)
+        yield frame
+        view = view[end:]
+        if not view:
+            return
+
+
+def _decode_at(view: memoryview) -> tuple[Frame, int]:
+    """The first frame and where it ends. Its payload is a view, not a copy."""
+    if len(view) < HEADER_BYTES:
+        raise Corrupt(f"frame of {len(view)} bytes is shorter than its header of {HEADER_BYTES}")
+    fields = _HEADER.unpack_from(view)
+    kind, dtype, codec, version, checksum, attempt, step, start, size, offset, slot, length, *rest = fields
+    end = HEADER_BYTES + length
     if version != FORMAT_VERSION:
         raise Corrupt(f"frame format {version} is not {FORMAT_VERSION}: trainer and shard run different releases")
-    if length != len(view) - HEADER_BYTES or length > MAX_PAYLOAD_BYTES:
+    if end > len(view) or length > MAX_PAYLOAD_BYTES:
         raise Corrupt(f"frame announces {length} payload bytes and carries {len(view) - HEADER_BYTES}")
-    payload = view[HEADER_BYTES:]
+    payload = view[HEADER_BYTES:end]
     expected = zlib.crc32(view[8:HEADER_BYTES], zlib.crc32(b"\0\0\0\0", zlib.crc32(view[:4])))
     if length <= _CHECKED_PAYLOAD_BYTES:
         expected = zlib.crc32(payload, expected)
@@ -142,4 +161,4 @@ def decode(message: Buffer) -> Frame:
     except ValueError as error:
         raise Corrupt(f"frame kind {kind} is unknown") from error
     value, correct, samples = rest
-    return Frame(known, attempt, step, start, size, offset, slot, value, correct, samples, payload)
+    return Frame(known, attempt, step, start, size, offset, slot, value, correct, samples, payload), end

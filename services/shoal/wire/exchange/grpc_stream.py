@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import grpc
@@ -21,7 +21,7 @@ from shoal.core.errors import Corrupt, NotFound, ShoalError, Stale, Unavailable
 from shoal.core.tree import Block
 from shoal.process.threads import start_thread
 from shoal.wire.exchange.base import MAX_SLOTS, Endpoints, Hello, ShareEndpoint
-from shoal.wire.exchange.frames import MAX_PAYLOAD_BYTES, Frame, Kind, decode, encode, encode_header
+from shoal.wire.exchange.frames import MAX_PAYLOAD_BYTES, Frame, Kind, decode, decode_all, encode, encode_header
 from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace, FloatArray
 from shoal.wire.status import answered, error_of
 
@@ -36,9 +36,10 @@ def _ranges(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + _FRAME_ELEMENTS, length)) for start in range(0, length, _FRAME_ELEMENTS)]
 
 
-def _bulk(frame: Frame, data: FloatArray) -> bytes:
+def _bulk(frame: Frame, data: FloatArray, *, then: Frame | None = None) -> bytes:
+    """A message with a range of a tensor, and a small frame behind it: a message costs more than its first 100 kB."""
     view = memoryview(data).cast("B")
-    return b"".join((encode_header(frame, len(view), view), view))
+    return b"".join((encode_header(frame, len(view), view), view, encode(then) if then else b""))
 
 
 class _Slot:
@@ -129,24 +130,23 @@ class GrpcSession:
                 due, self._version_due = self._version_due, False
             for frame in frames:
                 if frame.kind is Kind.PULL:
-                    if (yield from self._weights(frame.step)):
-                        yield encode(frame)
+                    yield from self._weights(frame.step, then=frame)
                 else:
                     yield encode(frame)
             while due:
                 began = time.perf_counter()
                 told = self._endpoint.version_frame()
-                if (yield from self._weights(told.step)):
-                    yield encode(told)
+                if (yield from self._weights(told.step, then=told)):
                     due = False
                     self._endpoint.weights_sent(self, time.perf_counter() - began)
 
-    def _weights(self, version: int) -> Iterator[bytes]:  # a generator that returns whether all of it was that version
+    def _weights(self, version: int, *, then: Frame) -> Generator[bytes, None, bool]:
+        """A version's weights, back to front, and a frame that says so. Returns False if the share went on meanwhile."""
         weights = self._endpoint.weights(version)
+        attempt = self._endpoint.attempt
         for start, stop in reversed(_ranges(self._endpoint.length)):
-            message = _bulk(
-                Frame(Kind.WEIGHTS, attempt=self._endpoint.attempt, step=version, offset=start), weights[start:stop]
-            )
+            frame = Frame(Kind.WEIGHTS, attempt=attempt, step=version, offset=start)
+            message = _bulk(frame, weights[start:stop], then=None if start else then)
             if self._endpoint.touched > version + 1:
                 return False
             yield message
@@ -178,7 +178,8 @@ class GrpcExchangeServer:
         def read() -> None:
             try:
                 for message in requests:
-                    session.receive(decode(message))
+                    for frame in decode_all(message):
+                        session.receive(frame)
             except ShoalError as error:
                 kind = Kind.FENCED if isinstance(error, (Stale, NotFound)) else Kind.REFUSED
                 session.send(Frame(kind, payload=str(error).encode()))
@@ -284,30 +285,35 @@ class GrpcLink:
 
     def _requests(self) -> Iterator[bytes]:
         while (frame := self._outgoing.get()) is not None:
-            if frame.kind is Kind.PUSHED:
-                data = self._slots[frame.slot]
-                for start, stop in _ranges(self._length):
-                    yield _bulk(replace(frame, kind=Kind.GRADIENT, offset=start, payload=b""), data[start:stop])
-            yield encode(frame)
+            if frame.kind is not Kind.PUSHED:
+                yield encode(frame)
+                continue
+            data = self._slots[frame.slot]
+            for start, stop in _ranges(self._length):
+                part = replace(frame, kind=Kind.GRADIENT, offset=start, payload=b"")
+                yield _bulk(part, data[start:stop], then=frame if stop == self._length else None)
 
     def _read(self) -> None:
-        assert self._weights is not None
         try:
             for message in self._call:
-                frame = decode(message)
-                if frame.kind is Kind.WEIGHTS:
-                    count, rest = divmod(len(frame.payload), ELEMENT_BYTES)
-                    if rest or frame.offset + count > self._length:
-                        raise Corrupt(f"weights of {count} elements at {frame.offset} exceed {self._length}")
-                    target = self._weights[frame.step % 2]
-                    target[frame.offset : frame.offset + count] = np.frombuffer(frame.payload, dtype="<f4")
-                else:
-                    self._arrive(frame, None)
+                for frame in decode_all(message):
+                    if frame.kind is Kind.WEIGHTS:
+                        self._place(frame)
+                    else:
+                        self._arrive(frame, None)
             self._arrive(None, Unavailable("the shard closed the link"))
         except grpc.RpcError as error:
             self._arrive(None, error_of(error))
         except ShoalError as error:
             self._arrive(None, error)
+
+    def _place(self, frame: Frame) -> None:
+        assert self._weights is not None
+        count, rest = divmod(len(frame.payload), ELEMENT_BYTES)
+        if rest or frame.offset + count > self._length:
+            raise Corrupt(f"weights of {count} elements at {frame.offset} exceed {self._length}")
+        target = self._weights[frame.step % 2]
+        target[frame.offset : frame.offset + count] = np.frombuffer(frame.payload, dtype="<f4")
 
     def _arrive(self, frame: Frame | None, error: ShoalError | None) -> None:
         with self._arrived:

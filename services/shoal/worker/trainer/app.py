@@ -133,6 +133,7 @@ class Training:
         spec = load_spec(grant.spec_json)
         torch.set_num_threads(spec.training.num_threads)
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
         device = torch.device("cuda" if spec.resources.gpu else "cpu")
         dataset = open_dataset(
             source=spec.data.source,

@@ -1,0 +1,115 @@
+"""How an attempt or a job ends before it is done: failure, a lost share, a user's wish.
+
+Races (a completion against a cancel, a failure against a lost server) are settled by the store's fence: whoever comes
+second gets `Stale`, and does nothing.
+"""
+
+import asyncio
+from array import array
+from dataclasses import dataclass
+
+from shoal.core.errors import Stale, Unavailable
+from shoal.core.job import Job, Phase, Results
+from shoal.master import transitions
+from shoal.master.live import LiveJobs, Run
+from shoal.master.store.base import JobStore, Summary
+from shoal.metrics.master import MasterMetrics
+from shoal.process.clock import Clock
+from shoal.process.logs import get_logger
+
+_RETRY_SECONDS = 0.2  # between tries of a store that cannot be used
+_MESSAGE_CHARACTERS = 2_000  # of a failure kept as an event; a traceback's end fits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cancellation:
+    phase: Phase  # afterwards
+    message: str
+
+
+class Endings:
+    def __init__(self, *, live: LiveJobs, store: JobStore, metrics: MasterMetrics, clock: Clock) -> None:
+        self._live = live
+        self._store = store
+        self._metrics = metrics
+        self._clock = clock
+        self._log = get_logger()
+
+    async def fail(self, run: Run, *, errors: tuple[str, ...], reason: str, fatal: bool) -> Job | None:
+        """Ends an attempt that failed. None: it had ended before."""
+        job = self._live.job(run.job_id)
+        if job is None or not self._live.is_current(run):
+            return None
+        message = "\n".join(errors)[-_MESSAGE_CHARACTERS:]
+        now = self._clock.unix()
+        last = fatal or job.attempt >= job.requirements.max_attempts
+        if last:
+            transition = transitions.fail(
+                run.job_id,
+                attempt=run.attempt,
+                results=Results(success=False, errors=errors, steps=run.progress.version, samples=run.progress.samples),
+                at=now,
+                reason=reason,
+                message=message,
+                summary=run.progress.summary,
+                losses=run.progress.losses,
+            )
+        else:
+            transition = transitions.recover(run.job_id, attempt=run.attempt, at=now, reason=reason, message=message)
+            self._live.delay_next_attempt(job)
+        while True:
+            try:
+                job = await self._live.apply(transition)
+                break
+            except Stale as error:
+                self._log.info("failure_of_ended_attempt", job_id=run.job_id, attempt=run.attempt, error=str(error))
+                return None
+            except Unavailable as error:
+                self._log.warning("store_unavailable", job_id=run.job_id, error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+        self._metrics.attempts_ended_early.labels(reason=reason).inc()
+        self._log.warning("attempt_failed", job_id=run.job_id, attempt=run.attempt, reason=reason, detail=message)
+        self._live.end_run(run)
+        if last:
+            self._live.drop(run.job_id, run.shards, delete_files=True)
+        return job
+
+    async def recover(self, run: Run, *, reason: str, message: str) -> None:
+        """Ends an attempt whose weights are gone. That is nobody's fault but the machines': always another attempt."""
+        try:
+            await self._live.apply(
+                transitions.recover(
+                    run.job_id, attempt=run.attempt, at=self._clock.unix(), reason=reason, message=message
+                )
+            )
+        except Stale as error:
+            self._log.info("attempt_superseded", job_id=run.job_id, attempt=run.attempt, error=str(error))
+            return
+        self._metrics.attempts_ended_early.labels(reason=reason).inc()
+        self._log.warning("attempt_ends", job_id=run.job_id, attempt=run.attempt, reason=reason, detail=message)
+        self._live.end_run(run)
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """Ends a live job. Raises NotFound; says so if the job had ended."""
+        job = self._live.job(job_id) or await self._store.get(job_id)
+        if job.phase.ended:
+            return Cancellation(phase=job.phase, message=f"job {job_id} had already ended as {job.phase}")
+        run = self._live.run(job_id)
+        try:
+            await self._live.apply(
+                transitions.cancel(
+                    job_id,
+                    at=self._clock.unix(),
+                    message="cancelled on request",
+                    summary=run.progress.summary if run else Summary(),
+                    losses=run.progress.losses if run else array("d"),
+                )
+            )
+        except Stale:
+            job = await self._store.get(job_id)
+            return Cancellation(phase=job.phase, message=f"job {job_id} had already ended as {job.phase}")
+        shards = self._live.shards_of(job)
+        if (run := self._live.run(job_id)) is not None:  # it may have begun meanwhile
+            self._live.end_run(run)
+        self._live.drop(job_id, shards, delete_files=True)
+        return Cancellation(phase=Phase.CANCELLED, message=f"job {job_id} is cancelled")
