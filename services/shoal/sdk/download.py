@@ -107,7 +107,7 @@ class Assembly:
         if not tensors:
             raise Corrupt("the download has no files of weights; try again")
         have = weights_sha256(tensors)
-        if have != self._expected_sha256:
+        if self._expected_sha256 and have != self._expected_sha256:  # an external client reports none
             raise Corrupt(f"the weights' sha256 is {have}, but the job reported {self._expected_sha256}; try again")
         config = {**self._config, "shoal": {**self._config.get("shoal", {}), "dataset": self._facts}}
         write_folder(self._folder, tensors, config)
