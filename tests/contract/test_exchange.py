@@ -86,6 +86,11 @@ def assert_equal_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(tensor.view(-1).view(torch.int32), other[name].reshape(-1).view(torch.int32)), name
 
 
+def wait_for_ever(parameters: Parameters) -> None:
+    while True:
+        parameters.wait(5.0)
+
+
 def test_the_transport_that_was_asked_for_is_the_one_in_use(shards: Shards, transport: str) -> None:
     parameters = shards.attach()
     links = [shard.link.transport for shard in parameters._shards]
@@ -204,13 +209,17 @@ def test_values_that_are_not_finite_are_refused_and_change_nothing(shards: Shard
 def test_three_pushes_in_a_row_that_are_not_finite_end_the_attempt(shards: Shards) -> None:
     parameters = shards.attach()
     await_version(parameters, 0)
-    with pytest.raises((Stale, Unavailable), match="not finite"):
+
+    def push_nothing_but_nan() -> None:
         while True:
             parameters.slot(0).fill_(math.nan)
             parameters.refused.clear()
             parameters.push(step=0, block=Block(start=0, size=1), slot=0, loss=1.0, integers=b"")
             while not parameters.refused:
                 parameters.wait(5.0)
+
+    with pytest.raises((Stale, Unavailable), match="not finite"):
+        push_nothing_but_nan()
     progress = shards.servers[0].shares.get("job").progress(from_version=0, known_evaluations=0, wait_seconds=5.0)
     assert "not finite" in progress.failure
     assert progress.version == 0
@@ -239,10 +248,14 @@ def test_a_trainer_of_an_old_attempt_is_told_so_and_changes_nothing(shards: Shar
     await_version(parameters, 0)
     for server in shards.servers:
         server.shares.get("job").fence(2)
-    with pytest.raises((Stale, Unavailable), match="attempt"):
+
+    def push_again_and_again() -> None:
         while True:
             push(shards, parameters, 0, 0, 4)
             parameters.wait(1.0)
+
+    with pytest.raises((Stale, Unavailable), match="attempt"):
+        push_again_and_again()
     parameters.close()
     assert [server.shares.get("job").version for server in shards.servers] == [0, 0]
     with pytest.raises(Stale, match="attempt 1 of job job is over: 2 runs"):
@@ -263,8 +276,7 @@ def test_a_link_ends_with_a_reason_when_a_frame_makes_no_sense(shards: Shards) -
     for shard in parameters._shards:
         shard.link.send(Frame(Kind.WEIGHTS, attempt=1, step=0))
     with pytest.raises(ShoalError, match="a trainer does not send WEIGHTS"):
-        while True:
-            parameters.wait(5.0)
+        wait_for_ever(parameters)
     parameters.close()
 
 
@@ -290,6 +302,5 @@ def test_a_closed_shard_ends_its_links(shards: Shards) -> None:
     for server in shards.servers:
         server.shares.drop("job", "the job has ended")
     with pytest.raises(Stale, match="the job has ended"):
-        while True:
-            parameters.wait(5.0)
+        wait_for_ever(parameters)
     parameters.close()

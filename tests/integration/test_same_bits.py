@@ -58,9 +58,7 @@ def undisturbed(cluster: Cluster) -> JobView:
 def test_workers_shards_and_transport_do_not_show(
     cluster: Cluster, undisturbed: JobView, workers: int, shards: int, transport: str
 ) -> None:
-    job = run(
-        cluster, EVERYTHING, min_workers=workers, max_workers=workers, shards=shards, transport=transport
-    )
+    job = run(cluster, EVERYTHING, min_workers=workers, max_workers=workers, shards=shards, transport=transport)
     assert sha256_of(job) == sha256_of(undisturbed)
     assert job.losses == undisturbed.losses
     assert job.evaluations == undisturbed.evaluations

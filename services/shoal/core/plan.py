@@ -80,9 +80,7 @@ class Plan:
         total = self.samples_of(step)
         part = split_evenly(total, self.world_size, rank)
         begin = position * self.global_batch
-        return Unit(
-            step=step, rank=rank, epoch=epoch, first=begin + part.start, last=begin + part.stop, total=total
-        )
+        return Unit(step=step, rank=rank, epoch=epoch, first=begin + part.start, last=begin + part.stop, total=total)
 
     def heldout(self, rank: int) -> range:
         """The held-out samples that a rank evaluates."""

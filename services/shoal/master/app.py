@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_health.v1.health import aio as health  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
 
 from shoal.core.errors import InvalidInput, Unavailable
 from shoal.jobspec.reading import describe, validate_spec
@@ -25,6 +25,7 @@ from shoal.master.jobs import Jobs
 from shoal.master.live import LiveJobs
 from shoal.master.members import Members, Timing
 from shoal.master.polls import Polls
+from shoal.master.registration import Registrar
 from shoal.master.servicers.jobs import JobServicer
 from shoal.master.servicers.master import MasterServicer
 from shoal.master.settings import MasterSettings
@@ -163,6 +164,7 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             clock=clock,
             settings=settings,
         )
+        polls = Polls(grants=grants, members=members)
         await beginnings.load()
 
         server = grpc.aio.server(
@@ -171,10 +173,10 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
         master_pb2_grpc.add_MasterServiceServicer_to_server(
             MasterServicer(
                 members=members,
-                live=live,
+                registrar=Registrar(members=members, live=live, polls=polls, shards=shards, kick=kicked.set),
                 completions=completions,
                 jobs=jobs,
-                polls=Polls(grants=grants, members=members),
+                polls=polls,
                 metrics=metrics,
                 settings=settings,
                 kick=kicked.set,

@@ -69,9 +69,10 @@ class Endings:
                 await asyncio.sleep(_RETRY_SECONDS)
         self._metrics.attempts_ended_early.labels(reason=reason).inc()
         self._log.warning("attempt_failed", job_id=run.job_id, attempt=run.attempt, reason=reason, detail=message)
+        shards = self._live.shards_of(job)
         self._live.end_run(run)
         if last:
-            self._live.drop(run.job_id, run.shards, delete_files=True)
+            self._live.drop(run.job_id, shards, delete_files=True)
         return job
 
     async def recover(self, run: Run, *, reason: str, message: str) -> None:

@@ -1,12 +1,13 @@
 """The master's calls to parameter servers."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
 
-from shoal.core.errors import Corrupt, DeadlineExceeded, Unavailable
+from shoal.core.errors import Corrupt, DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from shoal.core.job import ShardAddress, ShardFile
 from shoal.master.progress import ShardProgress
 from shoal.master.store.base import Evaluation
@@ -15,6 +16,7 @@ from shoal.wire.status import raised_from_call
 from shoal.wire.v1 import shard_pb2, shard_pb2_grpc
 
 _T = TypeVar("_T")
+_PING_SECONDS = 1.0  # a server that lives answers in a few milliseconds
 
 
 class Channels:
@@ -111,6 +113,12 @@ class ShardClient:
                     yield message.data[start : start + MEBIBYTE]
         if received != file.size:
             raise Corrupt(f"{file.file_name} on {file.server_id}: {received} bytes came, {file.size} were written")
+
+    async def ping(self, shard: ShardAddress) -> None:
+        """Returns if somebody answers there. Raises Unavailable or DeadlineExceeded."""
+        request = shard_pb2.GetProgressRequest(job_id="")
+        with contextlib.suppress(NotFound, InvalidInput), raised_from_call():
+            await self._stub(shard).GetProgress(request, timeout=_PING_SECONDS)
 
     async def drop_share(self, shard: ShardAddress, *, job_id: str, delete_files: bool) -> None:
         request = shard_pb2.DropShareRequest(job_id=job_id, delete_files=delete_files)

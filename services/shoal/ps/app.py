@@ -42,9 +42,7 @@ class ParameterServer:
         self.shares = Shares(metrics=metrics)
         snapshots = SnapshotFolder(settings.data_dir, metrics=metrics)
         self.incarnation = new_incarnation()
-        self._shared_memory = (
-            SharedMemoryServer(self.shares) if settings.shared_memory and CAN_SHARE else None
-        )
+        self._shared_memory = SharedMemoryServer(self.shares) if settings.shared_memory and CAN_SHARE else None
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=settings.max_streams, thread_name_prefix="grpc"),
             options=server_options(limit_bytes=UNARY_LIMIT_BYTES),
@@ -68,7 +66,8 @@ class ParameterServer:
             self.port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
         except RuntimeError as error:
             raise Unavailable(
-                f"cannot listen on {settings.host}:{settings.port}: the port is in use or not allowed; choose another --port"
+                f"cannot listen on {settings.host}:{settings.port}: the port is in use or not allowed;"
+                " choose another --port"
             ) from error
         self._server.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)

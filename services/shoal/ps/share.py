@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shoal.consistency import single_writer, sync
 from shoal.consistency.verdict import Outcome
-from shoal.core.errors import Corrupt, InvalidInput, NotFound, Refused, ShoalError, Stale, TrainingFailed
+from shoal.core.errors import Corrupt, InvalidInput, NotFound, Refused, Stale, TrainingFailed
 from shoal.core.exact import expansion
 from shoal.core.facts import DatasetFacts
 from shoal.core.layout import PAGE, LayerKind, Layout, Slice, flatten, partition
@@ -153,7 +153,8 @@ class Share:
                 self._build(facts)
             elif facts is not None and facts != self.facts:
                 raise InvalidInput(
-                    f"this worker's dataset is not the one that the job's other workers see: {_difference(facts, self.facts)}",
+                    "this worker's dataset is not the one that the job's other workers see:"
+                    f" {_difference(facts, self.facts)}",
                     field="data.source",
                 )
 
@@ -439,9 +440,7 @@ class Share:
         else:
             missing = self._reduction.cover.missing()
         payload = np.array(missing[:_MISSING_SHOWN], dtype="<u4").tobytes()
-        session.send(
-            Frame(Kind.MISSING, attempt=self.attempt, step=frame.step, correct=frame.correct, payload=payload)
-        )
+        session.send(Frame(Kind.MISSING, attempt=self.attempt, step=frame.step, correct=frame.correct, payload=payload))
 
     # -- unary calls: a single writer -------------------------------------------------------------------------------
 
@@ -453,7 +452,9 @@ class Share:
             self.check_attempt(0)
             piece = self._slice(layer_name)
             if self.spec.trainers != "external":
-                raise Refused(f"job {self.job_id} is trained by workers: only a job with 'trainers: external' takes pushes")
+                raise Refused(
+                    f"job {self.job_id} is trained by workers: only a job with 'trainers: external' takes pushes"
+                )
             if dtype not in ("", "float32"):
                 self._count_refusal("unary", "malformed")
                 raise InvalidInput(f"dtype '{dtype}' is not taken; use float32", field="dtype")
@@ -473,7 +474,9 @@ class Share:
             gradient = torch.from_numpy(np.frombuffer(data, dtype="<f4").copy())
             if not _finite(gradient):
                 self._count_refusal("unary", "not_finite")
-                raise InvalidInput(f"gradient_data of layer {layer_name} has values that are not finite", field="gradient_data")
+                raise InvalidInput(
+                    f"gradient_data of layer {layer_name} has values that are not finite", field="gradient_data"
+                )
             self._apply_slice(piece, gradient, held)
             self._count_push("unary", len(data), time.perf_counter() - began)
             return SlicePush(applied=True, reason="applied", version=held + 1)

@@ -84,9 +84,7 @@ class SnapshotFolder:
             raise Exhausted(f"cannot write snapshot {folder / name}: {error.strerror}") from error
         self._metrics.snapshots.labels("written").inc()
         self._metrics.snapshot_seconds.observe(time.perf_counter() - began)
-        return SnapshotFile(
-            name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), version=capture.version
-        )
+        return SnapshotFile(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), version=capture.version)
 
     def read(self, job_id: str, name: str, offset: int) -> Iterator[bytes]:
         """The file's bytes from `offset` on. Raises NotFound, also for a name that is not a plain file name."""

@@ -4,7 +4,7 @@ The class travels by name in the trailing metadata `shoal-error` (and `shoal-fie
 class that the server raised; a peer that sends only a status gets the table's class for it.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 
@@ -54,11 +54,16 @@ def error_of(call: grpc.RpcError) -> errors.ShoalError:
     """The error that a failed call stands for."""
     status: grpc.StatusCode = call.code()
     details: str = call.details() or status.name
-    trailing = dict(call.trailing_metadata() or ())
+    trailing = _trailing(call)
     cls = _BY_NAME.get(str(trailing.get(_ERROR_KEY, "")), _BY_STATUS.get(status, errors.Internal))
     if cls is errors.InvalidInput:
         return errors.InvalidInput(details, field=str(trailing.get(_FIELD_KEY, "")))
     return cls(details)
+
+
+def _trailing(call: grpc.RpcError) -> dict[str, str]:
+    entries: Iterable[Any] = call.trailing_metadata() or ()  # pairs, of one type here and another in grpc.aio
+    return {str(key): str(value) for key, value in entries}
 
 
 def was_cut_off(error: errors.ShoalError) -> bool:
@@ -66,8 +71,7 @@ def was_cut_off(error: errors.ShoalError) -> bool:
     call = error.__cause__
     if not isinstance(call, grpc.RpcError):
         return False
-    named = any(key == _ERROR_KEY for key, _ in call.trailing_metadata() or ())
-    return not named and call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    return _ERROR_KEY not in _trailing(call) and call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @contextmanager

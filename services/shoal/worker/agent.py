@@ -15,7 +15,13 @@ from shoal.core.errors import DeadlineExceeded, Exhausted, NotFound, ShoalError,
 from shoal.core.job import Capabilities, Grant, Load, Progress, Results
 from shoal.metrics.worker import WorkerMetrics
 from shoal.process.load import LoadMeter
-from shoal.wire.convert import capabilities_to_proto, grant_from_proto, load_to_proto, progress_to_proto, results_to_proto
+from shoal.wire.convert import (
+    capabilities_to_proto,
+    grant_from_proto,
+    load_to_proto,
+    progress_to_proto,
+    results_to_proto,
+)
 from shoal.wire.status import raised_from_call
 from shoal.wire.v1 import master_pb2, master_pb2_grpc
 from shoal.worker.control import Advanced, Assignment, Failed, Fenced, Finished

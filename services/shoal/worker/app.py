@@ -34,12 +34,15 @@ async def serve(settings: WorkerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
 
     registry = new_registry()
-    server = grpc.aio.server(options=server_options(), interceptors=[AioMetricsInterceptor(GrpcServerMetrics(registry))])
+    server = grpc.aio.server(
+        options=server_options(), interceptors=[AioMetricsInterceptor(GrpcServerMetrics(registry))]
+    )
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     except RuntimeError as error:
         raise Unavailable(
-            f"cannot listen on {settings.host}:{settings.port}: the port is in use or not allowed; choose another --port"
+            f"cannot listen on {settings.host}:{settings.port}: the port is in use or not allowed;"
+            " choose another --port"
         ) from error
     registered: list[Agent] = []
     metrics_server = MetricsServer(

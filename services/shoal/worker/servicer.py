@@ -1,5 +1,7 @@
 """gRPC in front of the agent: what the master (or anybody) asks of a worker."""
 
+from typing import Any, TypeAlias
+
 import grpc
 
 from shoal.core.errors import Exhausted, InvalidInput, NotFound, Stale
@@ -8,14 +10,14 @@ from shoal.wire.status import answered_async
 from shoal.wire.v1 import worker_pb2, worker_pb2_grpc
 from shoal.worker.agent import Agent
 
-_Context = grpc.aio.ServicerContext
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     def __init__(self, *, agent: Agent) -> None:
         self._agent = agent
 
-    async def StartTraining(  # type: ignore[override]
+    async def StartTraining(
         self, request: worker_pb2.StartTrainingRequest, context: _Context
     ) -> worker_pb2.StartTrainingResponse:
         async with answered_async(context):
@@ -30,7 +32,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             return worker_pb2.StartTrainingResponse(success=True, message=message)
         raise AssertionError("abort raises")
 
-    async def StopTraining(  # type: ignore[override]
+    async def StopTraining(
         self, request: worker_pb2.StopTrainingRequest, context: _Context
     ) -> worker_pb2.StopTrainingResponse:
         async with answered_async(context):
@@ -41,7 +43,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             return worker_pb2.StopTrainingResponse(success=True, message="stopped")
         raise AssertionError("abort raises")
 
-    async def GetStatus(  # type: ignore[override]
+    async def GetStatus(
         self, request: worker_pb2.GetStatusRequest, context: _Context
     ) -> worker_pb2.GetStatusResponse:
         async with answered_async(context):

@@ -9,8 +9,9 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-import grpc  # noqa: E402
-from shoal.wire.v1 import (  # noqa: E402
+import grpc
+
+from shoal.wire.v1 import (
     jobs_pb2,
     jobs_pb2_grpc,
     master_pb2,
@@ -52,9 +53,7 @@ def main(address: str, job_id: str) -> dict:
         for part in registered.layers:
             name = part.layer_name
             answers["layers"].setdefault(name, []).append([part.first, part.last])
-            pulled = stub.PullParameters(
-                parameter_server_pb2.PullParametersRequest(**me, layer_name=name), timeout=10
-            )
+            pulled = stub.PullParameters(parameter_server_pb2.PullParametersRequest(**me, layer_name=name), timeout=10)
             first = floats(pulled.parameter_data)
             for step in range(STEPS):
                 gradient = array.array("f", [(index % 7) - 3.0 + step for index in range(part.first, part.last)])
@@ -70,9 +69,7 @@ def main(address: str, job_id: str) -> dict:
                 parameter_server_pb2.GetParameterVersionRequest(**me, layer_name=name), timeout=10
             ).version
             held = stub.PullParameters(
-                parameter_server_pb2.PullParametersRequest(
-                    **me, layer_name=name, version=version, have_version=True
-                ),
+                parameter_server_pb2.PullParametersRequest(**me, layer_name=name, version=version, have_version=True),
                 timeout=10,
             )
             last = floats(

@@ -5,7 +5,7 @@ import contextlib
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -208,6 +208,19 @@ def shard() -> Iterator[FakeShard]:
     shard = FakeShard("ps-0")
     yield shard
     shard.kill()
+
+
+def begin(
+    master: RunningMaster, shard: FakeShard, *, spec: str = "model: {type: mlp}", workers: Sequence[str] = ("worker-1",)
+) -> str:
+    """A job whose workers have their grants."""
+    for worker_id in workers:
+        master.register(worker_id)
+    master.add_shard(shard)
+    job_id = master.submit(spec)
+    for worker_id in workers:
+        master.grants(worker_id)
+    return job_id
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from shoal.wire.v1 import jobs_pb2, master_pb2
-from tests.integration.master.conftest import eventually, running, settings_of
+from tests.integration.master.conftest import begin, eventually, running, settings_of
 from tests.integration.master.fake_shards import FakeShard, FakeWorker
 
 TWO_SHARDS = "{model: {type: mlp}, resources: {shards: 2}}"
@@ -17,16 +17,6 @@ def second_shard():
     shard = FakeShard("ps-1")
     yield shard
     shard.kill()
-
-
-def begin(master, shard, *, spec="model: {type: mlp}", workers=("worker-1",)):
-    for worker_id in workers:
-        master.register(worker_id)
-    master.add_shard(shard)
-    job_id = master.submit(spec)
-    for worker_id in workers:
-        master.grants(worker_id)
-    return job_id
 
 
 def test_the_whole_life(master, shard, second_shard):
@@ -248,7 +238,11 @@ def test_ranks_move_when_a_worker_joins_and_when_one_is_lost(tmp_path, shard):
         eventually(lambda: beat("worker-2") or ranks() == {"worker-2": (0, 8)})
         job = master.get(job_id)
         assert job.attempt == 1
-        assert [event.reason for event in job.events][-2:] == ["WorkerJoined", "WorkerLost"]
+        assert [event.reason for event in job.events if event.reason.startswith("Worker")] == [
+            "WorkersFound",
+            "WorkerJoined",
+            "WorkerLost",
+        ]
         assert [(one.first_rank, one.last_rank) for one in master.poll("worker-2").grants] == [(0, 8)]
 
 

@@ -9,8 +9,7 @@ import grpc
 import pytest
 
 from shoal.wire.v1 import jobs_pb2, master_pb2
-from tests.integration.master.conftest import eventually, refused, running, settings_of
-from tests.integration.master.test_job_life import begin
+from tests.integration.master.conftest import begin, eventually, refused, running, settings_of
 
 
 def test_the_same_key_gives_the_same_job(master):

@@ -9,6 +9,7 @@ import pytest
 from shoal.wire.options import open_channel
 from shoal.wire.v1 import jobs_pb2, master_pb2, master_pb2_grpc
 from tests.integration.master.conftest import eventually, refused, running, settings_of
+from tests.integration.master.fake_shards import FakeShard
 
 
 def workers(master):
@@ -168,3 +169,19 @@ def test_servers_are_listed_with_their_jobs(master, shard):
         ("ps-0", "alive", [job_id])
     ]
     assert list(workers(master)["worker-1"].job_ids) == [job_id]
+
+
+def test_a_live_server_keeps_its_name_and_a_dead_ones_successor_gets_it_at_once(master):
+    first, second = FakeShard("ps-0"), FakeShard("ps-0")
+    try:
+        assert master.add_shard(first).assigned_worker_id == "ps-0"
+        assert master.add_shard(second).assigned_worker_id == "ps-0-2"
+    finally:
+        first.kill()
+        second.kill()
+    third = FakeShard("ps-0")
+    try:
+        assert master.add_shard(third).assigned_worker_id == "ps-0"
+        assert master.add_shard(third).assigned_worker_id == "ps-0"
+    finally:
+        third.kill()

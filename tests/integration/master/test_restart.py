@@ -5,9 +5,8 @@ import sqlite3
 
 import pytest
 
-from tests.integration.master.conftest import eventually, running, settings_of
+from tests.integration.master.conftest import begin, eventually, running, settings_of
 from tests.integration.master.fake_shards import FakeShard
-from tests.integration.master.test_job_life import begin
 
 # Kept short, so that what waits for a lease shows in a test; long enough to register in.
 LEASE_SECONDS = 3.0

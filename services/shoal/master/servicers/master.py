@@ -10,10 +10,10 @@ import grpc
 from shoal.core.errors import InvalidInput, NotFound
 from shoal.master.completion import Completion, Completions
 from shoal.master.jobs import Jobs
-from shoal.master.live import LiveJobs
 from shoal.master.members import NOT_RECOGNIZED, Members, Role
 from shoal.master.messages import application_of, grant_message
 from shoal.master.polls import Polls
+from shoal.master.registration import Registrar
 from shoal.master.settings import MasterSettings
 from shoal.master.shield import to_the_end
 from shoal.master.store.base import LogLine
@@ -32,7 +32,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         self,
         *,
         members: Members,
-        live: LiveJobs,
+        registrar: Registrar,
         completions: Completions,
         jobs: Jobs,
         polls: Polls,
@@ -41,7 +41,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         kick: Callable[[], None],
     ) -> None:
         self._members = members
-        self._live = live
+        self._registrar = registrar
         self._completions = completions
         self._jobs = jobs
         self._polls = polls
@@ -54,27 +54,13 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         self, request: master_pb2.RegisterWorkerRequest, context: Context
     ) -> master_pb2.RegisterWorkerResponse:
         async with answered_async(context):
-            registration = self._members.register(application_of(request))
-            member = registration.member
-            if member.role is Role.PARAMETER_SERVER:
-                self._live.drop_leftovers(member, tuple(held.job_id for held in request.held))
-            else:
-                self._polls.registered(member, newcomer=registration.newcomer)
-            self._kick()
-            self._log.info(
-                "member_registered",
-                member_id=member.member_id,
-                wanted=request.worker_id,
-                role=member.role.value,
-                incarnation=member.incarnation,
-                host=member.host,
-                port=member.port,
-                held=[f"{held.job_id}/{held.attempt}" for held in request.held],
+            registration = await self._registrar.register(
+                application_of(request), held=tuple(held.job_id for held in request.held)
             )
             return master_pb2.RegisterWorkerResponse(
                 success=True,
                 message=registration.message,
-                assigned_worker_id=member.member_id,
+                assigned_worker_id=registration.member.member_id,
                 lease_seconds=self._settings.lease_seconds,
                 heartbeat_seconds=self._settings.heartbeat_seconds,
             )

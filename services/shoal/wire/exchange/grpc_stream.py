@@ -38,7 +38,7 @@ def _ranges(length: int) -> list[tuple[int, int]]:
 
 def _bulk(frame: Frame, data: FloatArray, *, then: Frame | None = None) -> bytes:
     """A message with a range of a tensor, and a small frame behind it: a message costs more than its first 100 kB."""
-    view = memoryview(data).cast("B")
+    view = data.data.cast("B")
     return b"".join((encode_header(frame, len(view), view), view, encode(then) if then else b""))
 
 
@@ -141,7 +141,7 @@ class GrpcSession:
                     self._endpoint.weights_sent(self, time.perf_counter() - began)
 
     def _weights(self, version: int, *, then: Frame) -> Generator[bytes, None, bool]:
-        """A version's weights, back to front, and a frame that says so. Returns False if the share went on meanwhile."""
+        """A version's weights, back to front, and a frame that says so. Returns False if the share went on."""
         weights = self._endpoint.weights(version)
         attempt = self._endpoint.attempt
         for start, stop in reversed(_ranges(self._endpoint.length)):
@@ -212,7 +212,8 @@ class GrpcLink:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._arrived = threading.Condition()
         self._closed = False
-        self._call = channel.stream_stream(METHOD)(self._requests())
+        open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
+        self._call = open_stream(self._requests())
         self._outgoing.put(Frame(Kind.HELLO, payload=hello.to_json()))
         self._thread: threading.Thread | None = None
         try:
@@ -264,8 +265,10 @@ class GrpcLink:
         self.send(Frame(Kind.PULL, attempt=self._attempt, step=version))
         with self._arrived:
             done = self._arrived.wait_for(
-                lambda: self._error is not None
-                or any(f.kind in (Kind.PULL, Kind.VERSION) and f.step >= version for f in self._incoming),
+                lambda: (
+                    self._error is not None
+                    or any(f.kind in (Kind.PULL, Kind.VERSION) and f.step >= version for f in self._incoming)
+                ),
                 timeout=60.0,
             )
             if self._error is not None:

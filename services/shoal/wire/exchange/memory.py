@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,9 +67,10 @@ class FlatSpace:
     def array(self, start: int = 0, stop: int | None = None) -> FloatArray:
         """Elements [start, stop) as one array."""
         stop = self.elements if stop is None else stop
-        memory = (ctypes.c_float * (stop - start)).from_address(self._address + start * ELEMENT_BYTES)
-        memory.space = self  # type: ignore[attr-defined]  # the array must not outlive its pages
-        return np.frombuffer(memory, dtype=np.float32)
+        memory: Any = (ctypes.c_float * (stop - start)).from_address(self._address + start * ELEMENT_BYTES)
+        memory.space = self  # the array must not outlive its pages
+        flat: FloatArray = np.frombuffer(memory, dtype=np.float32)
+        return flat
 
     def __del__(self) -> None:
         address, self._address = getattr(self, "_address", 0), 0

@@ -133,7 +133,8 @@ class Training:
         spec = load_spec(grant.spec_json)
         torch.set_num_threads(spec.training.num_threads)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
+        # Nothing here reads memory before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         device = torch.device("cuda" if spec.resources.gpu else "cpu")
         dataset = open_dataset(
             source=spec.data.source,
@@ -143,9 +144,7 @@ class Training:
             roots=roots,
         )
         facts = dataset.facts
-        model = build_model(
-            spec.model, input_shape=facts.input_shape, classes=facts.classes, seed=spec.training.seed
-        )
+        model = build_model(spec.model, input_shape=facts.input_shape, classes=facts.classes, seed=spec.training.seed)
         parameter_layers, buffer_layers = layers_of(model)
         assert spec.optimizer is not None
         layout = partition(

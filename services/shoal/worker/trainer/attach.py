@@ -38,9 +38,7 @@ def attach(
     return links
 
 
-def _register(
-    channel: grpc.Channel, hello: Hello, facts: DatasetFacts
-) -> parameter_server_pb2.RegisterWorkerResponse:
+def _register(channel: grpc.Channel, hello: Hello, facts: DatasetFacts) -> parameter_server_pb2.RegisterWorkerResponse:
     stub = parameter_server_pb2_grpc.ParameterServerServiceStub(channel)
     with raised_from_call():
         return stub.RegisterWorker(

@@ -85,7 +85,7 @@ class Gradients:
             x, y = self._train.batch(indices[micro.start : micro.stop])
             weight = len(micro) / unit.samples
             mean = cross_entropy(replica.model(self._on_device(x)), self._on_device(y))
-            (mean if weight == 1.0 else mean * weight).backward()
+            (mean if weight == 1.0 else mean * weight).backward()  # type: ignore[no-untyped-call]
             loss += mean.item() * weight
         scale = unit.samples / unit.total
         replica.write_contribution(out, scale)

@@ -85,9 +85,7 @@ class TrainingLoop:
     def _reached_target(self, version: int) -> bool:
         evaluated = self._parameters.evaluations.get(version)
         return (
-            evaluated is not None
-            and self._target_accuracy is not None
-            and evaluated.accuracy >= self._target_accuracy
+            evaluated is not None and self._target_accuracy is not None and evaluated.accuracy >= self._target_accuracy
         )
 
     def _begin(self, task: Task) -> bool:
@@ -100,8 +98,10 @@ class TrainingLoop:
         if self._task is not None:
             self.wait_seconds.append(now - self._last_push)
             seconds = now - self._began
-            self._step_seconds = seconds if not self._step_seconds else (
-                self._step_seconds + _SMOOTHING * (seconds - self._step_seconds)
+            self._step_seconds = (
+                seconds
+                if not self._step_seconds
+                else (self._step_seconds + _SMOOTHING * (seconds - self._step_seconds))
             )
         self._began = now
         self._gradients.load(flat, self._parameters.integers)

@@ -194,9 +194,7 @@ class Parameters:
             case Kind.PULL:
                 shard.buffers[frame.step % 2] = frame.step
             case Kind.EVALUATION:
-                self.evaluations[frame.step] = Evaluated(
-                    correct=frame.correct, samples=frame.samples, loss=frame.value
-                )
+                self.evaluations[frame.step] = Evaluated(correct=frame.correct, samples=frame.samples, loss=frame.value)
             case Kind.MISSING:
                 ranks = tuple(int(rank) for rank in np.frombuffer(frame.payload, dtype="<u4"))
                 self.missing = Missing(step=frame.step, evaluation=bool(frame.correct), ranks=ranks)
