@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+BENCHMARKS := $(filter-out __init__ processes,$(basename $(notdir $(wildcard tests/benchmarks/*.py))))
 
 .PHONY: setup demo test check protos bench
 .DEFAULT_GOAL := setup
@@ -36,4 +37,4 @@ protos: setup
 	$(BIN)/python tools/protos.py write
 
 bench: setup
-	$(BIN)/python -m tests.benchmarks
+	@for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done

@@ -176,9 +176,13 @@ class Beginnings:
             incarnations[server_id] = member.incarnation
 
         async def create(shard: ShardAddress) -> int:
-            return await self._shards.create_share(
-                shard, job_id=job.job_id, attempt=run.attempt, spec_json=job.spec_json, shards=len(shards)
-            )
+            try:
+                return await self._shards.create_share(
+                    shard, job_id=job.job_id, attempt=run.attempt, spec_json=job.spec_json, shards=len(shards)
+                )
+            except Unavailable:
+                self._members.connection_broke(shard.server_id, incarnations[shard.server_id])
+                raise
 
         run.incarnations = incarnations
         versions = await each(shards, create)

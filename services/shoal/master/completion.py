@@ -118,6 +118,11 @@ class Completions:
             f"{report.worker_id}: the trainer failed without saying why",
         )
         fatal = report.results.metrics.get("fatal") == 1
+        lost = () if fatal else await self._lost_shares(run)
+        if lost:
+            message = f"the share on {', '.join(lost)} is gone, says the end of a trainer: {errors[-1]}"
+            await self._endings.recover(run, reason=reasons.PARAMETER_SERVER_LOST, message=message)
+            return Answer(accepted=True, message=f"attempt {run.attempt} of job {run.job_id} has ended with its shard")
         job = await self._endings.fail(run, errors=errors, reason=reasons.TRAINER_FAILED, fatal=fatal)
         if job is None:
             return Answer(accepted=False, message=f"stale: attempt {run.attempt} of job {run.job_id} has ended")
@@ -125,6 +130,21 @@ class Completions:
             return Answer(accepted=True, message=f"job {job.job_id} has failed: {job.message}")
         message = f"attempt {run.attempt} of job {job.job_id} has ended; the next one follows"
         return Answer(accepted=True, message=message)
+
+    async def _lost_shares(self, run: Run) -> tuple[str, ...]:
+        """Servers without the run's share. A trainer notices a dead shard long before its lease ends."""
+        lost: list[str] = []
+        for shard in run.shards:
+            try:
+                await self._shards.progress(shard, job_id=run.job_id, from_version=run.progress.version)
+            except NotFound:
+                lost.append(shard.server_id)
+            except (Unavailable, DeadlineExceeded):
+                self._members.connection_broke(shard.server_id, run.incarnations.get(shard.server_id, ""))
+                lost.append(shard.server_id)
+            except ShoalError as error:  # it is there, and says something else: no sign of a loss
+                self._log.info("share_not_asked", job_id=run.job_id, server_id=shard.server_id, error=str(error))
+        return tuple(lost)
 
     def close(self, run: Run) -> None:
         run.closing = True

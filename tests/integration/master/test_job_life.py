@@ -308,6 +308,23 @@ def test_a_successor_in_the_same_place_is_noticed_before_any_lease_ends(tmp_path
         master.phase_is(job_id, "STARTING", attempt=2)
 
 
+def test_a_trainer_that_fails_by_a_dead_shard_is_not_held_against_the_job(master, shard):
+    other = FakeShard("ps-1")
+    master.add_shard(other)
+    job_id = begin(master, shard, spec="{model: {type: mlp}, resources: {shards: 2}, max_attempts: 1}")
+    other.kill()
+    assert master.complete(job_id, success=False, errors=["the shard closed the link"]).success
+    waiting = master.phase_is(job_id, "RECOVERING")
+    assert waiting.reason == "ParameterServerLost"
+    successor = FakeShard("ps-1")
+    try:
+        master.add_shard(successor)
+        master.phase_is(job_id, "STARTING", attempt=2)
+    finally:
+        master.cancel(job_id)
+        successor.kill()
+
+
 def test_an_external_job_needs_no_worker_and_any_client_completes_it(master, shard):
     master.add_shard(shard)
     job_id = master.submit(
