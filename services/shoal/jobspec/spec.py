@@ -117,21 +117,31 @@ class JobSpec(_Section):
         "internal", description="external: no workers; clients train by unary calls to the parameter servers"
     )
 
+    @pydantic.model_validator(mode="after")
+    def _a_rank_for_each_worker(self) -> Self:
+        if self.resources.min_workers > self.training.world_size:
+            raise ValueError(
+                f"resources.min_workers {self.resources.min_workers} is more than training.world_size"
+                f" {self.training.world_size}: each worker hosts at least one rank"
+            )
+        return self
+
     def with_defaults(self, config: TrainingConfig) -> "JobSpec":
         """Every value set. Raises pydantic.ValidationError if the cluster's optimizer does not exist."""
         document: dict[str, Any] = self.model_dump(mode="json")
         if document["optimizer"] is None:
             document["optimizer"] = {"name": config.optimizer}
         if document["optimizer"].get("learning_rate") is None:
-            document["optimizer"]["learning_rate"] = config.default_learning_rate
+            named = self.optimizer if self.optimizer and self.optimizer.name != config.optimizer else None
+            document["optimizer"]["learning_rate"] = (
+                named.torch_learning_rate if named else config.default_learning_rate
+            )
         if document["training"]["batch_size"] is None:
             document["training"]["batch_size"] = config.default_batch_size
         if document["training"]["epochs"] is None and document["training"]["steps"] is None:
             document["training"]["epochs"] = config.max_epochs
         if document["resources"]["max_workers"] is None:
-            document["resources"]["max_workers"] = max(
-                document["training"]["world_size"], document["resources"]["min_workers"]
-            )
+            document["resources"]["max_workers"] = document["training"]["world_size"]
         return JobSpec.model_validate(document)
 
     @property

@@ -15,6 +15,8 @@ from shoal.optim.config import Beta, NotNegative, OptimizerConfig
 class Adadelta(OptimizerConfig):
     """Zeiler 2012, arXiv:1212.5701."""
 
+    torch_learning_rate: ClassVar[float] = 1.0
+
     name: Literal["adadelta"] = "adadelta"
     rho: float = pydantic.Field(0.9, ge=0, le=1, description="decay of the running average of squared gradients")
     eps: NotNegative = 1e-6
@@ -25,6 +27,7 @@ class Adafactor(OptimizerConfig):
     """Shazeer and Stern 2018, arXiv:1804.04235. Row and column statistics: needs whole layers."""
 
     whole_layers: ClassVar[bool] = True
+    torch_learning_rate: ClassVar[float] = 0.01
 
     name: Literal["adafactor"] = "adafactor"
     beta2_decay: float = pydantic.Field(-0.8, le=0, description="exponent of the step in the decay of the variance")
@@ -38,6 +41,8 @@ class Adafactor(OptimizerConfig):
 class Adagrad(OptimizerConfig):
     """Duchi, Hazan and Singer 2011, JMLR 12."""
 
+    torch_learning_rate: ClassVar[float] = 0.01
+
     name: Literal["adagrad"] = "adagrad"
     lr_decay: NotNegative = 0.0
     weight_decay: NotNegative = 0.0
@@ -47,6 +52,8 @@ class Adagrad(OptimizerConfig):
 
 class Adam(OptimizerConfig):
     """Kingma and Ba 2014, arXiv:1412.6980; `amsgrad`: Reddi, Kale and Kumar 2018."""
+
+    torch_learning_rate: ClassVar[float] = 0.001
 
     name: Literal["adam"] = "adam"
     betas: tuple[Beta, Beta] = pydantic.Field((0.9, 0.999), description="decay of the first and second moment")
@@ -59,6 +66,8 @@ class Adam(OptimizerConfig):
 class AdamW(OptimizerConfig):
     """Loshchilov and Hutter 2017, arXiv:1711.05101."""
 
+    torch_learning_rate: ClassVar[float] = 0.001
+
     name: Literal["adamw"] = "adamw"
     betas: tuple[Beta, Beta] = pydantic.Field((0.9, 0.999), description="decay of the first and second moment")
     eps: NotNegative = 1e-8
@@ -69,6 +78,8 @@ class AdamW(OptimizerConfig):
 class Adamax(OptimizerConfig):
     """Kingma and Ba 2014, arXiv:1412.6980, section 7.1."""
 
+    torch_learning_rate: ClassVar[float] = 0.002
+
     name: Literal["adamax"] = "adamax"
     betas: tuple[Beta, Beta] = pydantic.Field((0.9, 0.999), description="decay of the first moment and the largest")
     eps: NotNegative = 1e-8
@@ -77,6 +88,8 @@ class Adamax(OptimizerConfig):
 
 class Asgd(OptimizerConfig):
     """Polyak and Juditsky 1992. As in torch, the averaged weights are kept as state and are not the model's."""
+
+    torch_learning_rate: ClassVar[float] = 0.01
 
     name: Literal["asgd"] = "asgd"
     lambd: float = pydantic.Field(1e-4, description="decay term")
@@ -94,6 +107,7 @@ class Muon(OptimizerConfig):
     """
 
     whole_layers: ClassVar[bool] = True
+    torch_learning_rate: ClassVar[float] = 0.001
 
     name: Literal["muon"] = "muon"
     weight_decay: NotNegative = 0.1
@@ -112,6 +126,8 @@ class Muon(OptimizerConfig):
 class NAdam(OptimizerConfig):
     """Dozat 2016, ICLR workshop: Adam with Nesterov momentum."""
 
+    torch_learning_rate: ClassVar[float] = 0.002
+
     name: Literal["nadam"] = "nadam"
     betas: tuple[Beta, Beta] = pydantic.Field((0.9, 0.999), description="decay of the first and second moment")
     eps: NotNegative = 1e-8
@@ -123,6 +139,8 @@ class NAdam(OptimizerConfig):
 class RAdam(OptimizerConfig):
     """Liu et al. 2019, arXiv:1908.03265: Adam with rectified variance."""
 
+    torch_learning_rate: ClassVar[float] = 0.001
+
     name: Literal["radam"] = "radam"
     betas: tuple[Beta, Beta] = pydantic.Field((0.9, 0.999), description="decay of the first and second moment")
     eps: NotNegative = 1e-8
@@ -132,6 +150,8 @@ class RAdam(OptimizerConfig):
 
 class RMSprop(OptimizerConfig):
     """Hinton 2012, lecture 6e; `centered`: Graves 2013, arXiv:1308.0850."""
+
+    torch_learning_rate: ClassVar[float] = 0.01
 
     name: Literal["rmsprop"] = "rmsprop"
     alpha: NotNegative = pydantic.Field(0.99, description="decay of the running average of squared gradients")
@@ -143,6 +163,8 @@ class RMSprop(OptimizerConfig):
 
 class Rprop(OptimizerConfig):
     """Riedmiller and Braun 1993. Only gradients' signs count; the learning rate is each element's first step size."""
+
+    torch_learning_rate: ClassVar[float] = 0.01
 
     name: Literal["rprop"] = "rprop"
     etas: tuple[float, float] = pydantic.Field((0.5, 1.2), description="factors that shrink and grow a step size")
@@ -157,6 +179,8 @@ class Rprop(OptimizerConfig):
 
 class Sgd(OptimizerConfig):
     """Stochastic gradient descent; `nesterov`: Sutskever et al. 2013, ICML."""
+
+    torch_learning_rate: ClassVar[float] = 0.001
 
     name: Literal["sgd"] = "sgd"
     momentum: NotNegative = 0.0

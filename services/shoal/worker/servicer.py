@@ -43,9 +43,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             return worker_pb2.StopTrainingResponse(success=True, message="stopped")
         raise AssertionError("abort raises")
 
-    async def GetStatus(
-        self, request: worker_pb2.GetStatusRequest, context: _Context
-    ) -> worker_pb2.GetStatusResponse:
+    async def GetStatus(self, request: worker_pb2.GetStatusRequest, context: _Context) -> worker_pb2.GetStatusResponse:
         async with answered_async(context):
             agent = self._agent
             known = request.worker_id in ("", agent.worker_id)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from shoal.core.errors import InvalidInput
 from shoal.core.facts import DatasetFacts
-from shoal.jobspec.reading import parse_spec
+from shoal.jobspec.reading import parse_spec, validate_spec
 from shoal.jobspec.schema import schema, schema_text
 from shoal.jobspec.spec import JobSpec, TrainingConfig
 from shoal.models.catalog import MODEL_TYPES
@@ -102,3 +103,24 @@ def test_the_schema_names_every_model_and_describes_every_field() -> None:
 def test_a_spec_survives_json() -> None:
     spec = parse_spec(MLP).with_defaults(TrainingConfig())
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [
+        (None, 0.25),
+        ({"name": "sgd"}, 0.25),
+        ({"name": "sgd", "learning_rate": 0.5}, 0.5),
+        ({"name": "adam"}, 0.001),  # torch's own: the cluster's is meant for the cluster's optimizer
+    ],
+)
+def test_a_learning_rate_left_out_is_the_clusters_or_the_rules_own(optimizer: object, rate: float) -> None:
+    spec = validate_spec({"model": {"type": "logistic"}, "optimizer": optimizer})
+    resolved = spec.with_defaults(TrainingConfig(default_learning_rate=0.25, optimizer="sgd"))
+    assert resolved.optimizer is not None
+    assert resolved.optimizer.learning_rate == rate
+
+
+def test_more_workers_than_ranks_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"min_workers 9 is more than training.world_size 8"):
+        validate_spec({"model": {"type": "logistic"}, "resources": {"min_workers": 9}})

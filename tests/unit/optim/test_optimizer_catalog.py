@@ -15,7 +15,7 @@ ADAPTER: pydantic.TypeAdapter[OptimizerConfig] = pydantic.TypeAdapter(OptimizerS
 
 LEFT_OUT_PARAMETERS = {
     "params": "the model's",
-    "lr": "called learning_rate; the default is the cluster's",
+    "lr": "called learning_rate; torch's default is torch_learning_rate",
     "foreach": "an implementation of the same rule",
     "fused": "an implementation of the same rule",
     "capturable": "for CUDA graphs",
@@ -51,6 +51,7 @@ def test_hyperparameters_and_defaults_are_torchs(config: type[OptimizerConfig]) 
     theirs = {name: p.default for name, p in signature.parameters.items() if name not in LEFT_OUT_PARAMETERS}
     ours = {name: f.default for name, f in config.model_fields.items() if name not in ("name", "learning_rate")}
     assert ours == theirs
+    assert config.torch_learning_rate == signature.parameters["lr"].default
 
 
 # One value beyond each limit: torch must refuse it too.
