@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := $(filter-out __init__ processes,$(basename $(notdir $(wildcard tests/benchmarks/*.py))))
 
 .PHONY: setup demo test check protos bench
 .DEFAULT_GOAL := setup
@@ -15,6 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; name another one: make setup PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
+	@echo "installing torch and the rest into .venv: a few minutes, once"
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
 	@touch $@
@@ -37,4 +37,4 @@ protos: setup
 	$(BIN)/python tools/protos.py write
 
 bench: setup
-	@for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+	$(BIN)/python -m tests.benchmarks

@@ -90,9 +90,10 @@ def run() -> dict[str, float]:
     seconds["model alone"] = max(report["seconds"] for report in reports_of(processes))
     for name, transport in (("shared memory", "auto"), ("grpc", "grpc")):
         spec_json = spec_of(transport).model_dump_json()
-        with shard_processes(spec_json, SHARDS) as ports:
+        with shard_processes(spec_json, SHARDS) as shards:
             processes = [
-                start("digits_overhead", "train", worker, spec_json, json.dumps(ports)) for worker in range(WORKERS)
+                start("digits_overhead", "train", worker, spec_json, json.dumps([shard.port for shard in shards]))
+                for worker in range(WORKERS)
             ]
             seconds[name] = max(report["seconds"] for report in reports_of(processes))
     return seconds

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,22 @@ def reports_of(processes: "list[subprocess.Popen[str]]") -> list[dict[str, Any]]
     return [json.loads(process.communicate(timeout=300)[0]) for process in processes]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardProcess:
+    port: int
+    pid: int
+
+
 @contextlib.contextmanager
-def shard_processes(spec_json: str, count: int) -> "Iterator[list[int]]":
-    """Ports of `count` parameter servers that hold the shares of job "bench"."""
+def shard_processes(spec_json: str, count: int) -> Iterator[list[ShardProcess]]:
+    """`count` parameter servers that hold the shares of job "bench"."""
     processes = [start("processes", index, count, spec_json) for index in range(count)]
     try:
-        yield [int(process.stdout.readline()) for process in processes if process.stdout is not None]
+        yield [
+            ShardProcess(port=int(process.stdout.readline()), pid=process.pid)
+            for process in processes
+            if process.stdout is not None
+        ]
     finally:
         for process in processes:
             process.communicate(timeout=60)

@@ -27,6 +27,7 @@ from tests.benchmarks.processes import reports_of, shard_processes, start
 
 TRAINERS = 2
 SHARDS = 2
+HIDDEN = [4750, 4750]  # with 512 inputs and 10 classes: 25.1 M parameters
 WARM_UP = 5
 ROUNDS = 20
 FACTS = DatasetFacts(train_samples=64, heldout_samples=0, input_shape=(512,), classes=10, fingerprint="-")
@@ -81,6 +82,7 @@ def trainer(rank: int, spec: str, ports: list[int]) -> None:
             parameters.wait(10.0)
         assert parameters.flat(step + 1) is not None
         seconds.append(time.perf_counter() - began)
+    parameters.close()
     print(json.dumps({"seconds": seconds[WARM_UP:], "elements": layout.length}), flush=True)
 
 
@@ -110,8 +112,10 @@ def gloo(rank: int, hidden: list[int], port: int) -> None:
 def shoal_round(hidden: list[int], transport: str) -> float:
     """Median seconds of a round."""
     spec = spec_json(hidden, transport)
-    with shard_processes(spec, SHARDS) as ports:
-        return _median("trainer", [(rank, spec, json.dumps(ports)) for rank in range(TRAINERS)])
+    with shard_processes(spec, SHARDS) as shards:
+        return _median(
+            "trainer", [(rank, spec, json.dumps([shard.port for shard in shards])) for rank in range(TRAINERS)]
+        )
 
 
 def gloo_round(hidden: list[int]) -> float:
@@ -128,12 +132,12 @@ def _median(role: str, arguments: list[tuple[object, ...]]) -> float:
     return max(statistics.median(report["seconds"]) for report in reports)
 
 
-def run(hidden: list[int]) -> dict[str, float]:
+def run() -> dict[str, float]:
     """Seconds of a round by each way."""
     return {
-        "gloo": gloo_round(hidden),
-        "shared memory": shoal_round(hidden, "auto"),
-        "grpc": shoal_round(hidden, "grpc"),
+        "gloo": gloo_round(HIDDEN),
+        "shared memory": shoal_round(HIDDEN, "auto"),
+        "grpc": shoal_round(HIDDEN, "grpc"),
     }
 
 

@@ -56,7 +56,7 @@ class Cluster:
         self._detached = detached
         self._options = {"master": master_options, "ps": server_options, "worker": worker_options}
         self._members: dict[str, Member] = {}
-        self._interrupted = threading.Event()
+        self._pause = threading.Event()
 
     def __enter__(self) -> Self:
         self.start()
@@ -107,7 +107,7 @@ class Cluster:
                 self._start(name, "ps", *self._joining, "--server-id", name, "--data-dir", str(self.folder / name))
             for _ in range(self._wanted_workers):
                 self._start_worker()
-            processes.wait_ready(self.members, seconds=READY_SECONDS, pause=self._interrupted)
+            processes.wait_ready(self.members, seconds=READY_SECONDS, pause=self._pause)
         except BaseException as error:
             if isinstance(error, ShoalError):
                 self.keep_folder()  # the logs tell why
@@ -136,7 +136,7 @@ class Cluster:
         """Starts one more worker; returns its name once it serves (or, without `wait`, at once)."""
         member = self._start_worker()
         if wait:
-            processes.wait_ready([member], seconds=READY_SECONDS, pause=self._interrupted)
+            processes.wait_ready([member], seconds=READY_SECONDS, pause=self._pause)
         return member.name
 
     def kill_worker(self, name: str) -> None:

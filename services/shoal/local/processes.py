@@ -7,6 +7,7 @@ left" can be said of trainers, too.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -149,8 +150,6 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 def require_free_port(host: str, port: int) -> None:
     """Raises InvalidInput if somebody listens there."""
-    import socket
-
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -164,8 +163,6 @@ def require_free_port(host: str, port: int) -> None:
 
 def free_port(host: str) -> int:
     """A port that nobody uses at this moment."""
-    import socket
-
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]

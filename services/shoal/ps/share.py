@@ -1,9 +1,11 @@
 """A job's share on this shard: its slices of the weights, and the one place where they change."""
 
 import math
+import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -100,6 +102,9 @@ class _Memory:
 
     def __init__(self, held: Range) -> None:
         self.descriptors = (create_shared("shoal-even", held.length), create_shared("shoal-odd", held.length))
+        # Not at the drop: a handshake may be handing them out just then. Without this the memory is never freed.
+        for fd in self.descriptors:
+            weakref.finalize(self, os.close, fd)
         arrays: list[FloatArray] = []
         for fd in self.descriptors:
             space = FlatSpace(held.length)
@@ -146,9 +151,10 @@ class Share:
     def register(self, facts: DatasetFacts | None) -> None:
         """The first trainer says what the dataset is, and the share comes into being; the others must agree.
 
-        Raises InvalidInput.
+        Raises InvalidInput, or NotFound if the share has been dropped meanwhile.
         """
         with self._changed:
+            self.check_attempt(0)
             if self._layout is None:
                 self._build(facts)
             elif facts is not None and facts != self.facts:

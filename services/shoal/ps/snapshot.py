@@ -1,5 +1,6 @@
 """A share as a file: safetensors with the layout in its metadata, written so that a half-written file never counts."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from shoal.core.facts import DatasetFacts
 from shoal.metrics.parameter_server import ParameterServerMetrics
 
 _CHUNK_BYTES = 1 << 20
+_HALF_WRITTEN = ".tmp"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +66,16 @@ class SnapshotFolder:
         self._metrics = metrics
 
     def write(self, job_id: str, index: int, capture: Capture) -> SnapshotFile:
-        """tmp, fsync, rename, fsync of the folder. Raises Exhausted when the disk refuses; an older file stays."""
+        """tmp, fsync, rename, fsync of the folder. Raises Exhausted when the disk refuses; an older file stays.
+
+        Raises NotFound for a job id that is not a plain name, as the others do.
+        """
+        if not _is_plain(job_id):
+            raise NotFound(f"no job '{job_id}' here")
         folder = self._folder / job_id
         name = f"shard-{index:05d}-step-{capture.version:012d}.safetensors"
         data = safetensors.torch.save(dict(capture.tensors), metadata=capture.metadata())
-        temporary = folder / (name + ".tmp")
+        temporary = folder / (name + _HALF_WRITTEN)
         began = time.perf_counter()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +86,8 @@ class SnapshotFolder:
             temporary.rename(folder / name)
             _sync_folder(folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
             self._metrics.snapshots.labels("failed").inc()
             raise Exhausted(f"cannot write snapshot {folder / name}: {error.strerror}") from error
         self._metrics.snapshots.labels("written").inc()
@@ -89,7 +97,8 @@ class SnapshotFolder:
     def read(self, job_id: str, name: str, offset: int) -> Iterator[bytes]:
         """The file's bytes from `offset` on. Raises NotFound, also for a name that is not a plain file name."""
         path = self._folder / job_id / name
-        if Path(name).name != name or Path(job_id).name != job_id or not path.is_file():
+        plain = _is_plain(job_id) and _is_plain(name) and not name.endswith(_HALF_WRITTEN)
+        if not plain or not path.is_file():
             raise NotFound(f"no snapshot {name} of job {job_id} here")
         return self._chunks(path, offset)
 
@@ -101,12 +110,18 @@ class SnapshotFolder:
                 yield chunk
 
     def delete(self, job_id: str) -> None:
+        """All of a job's files, if there are any."""
         folder = self._folder / job_id
-        if Path(job_id).name != job_id or not folder.is_dir():
+        if not _is_plain(job_id) or not folder.is_dir():
             return
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
+
+
+def _is_plain(name: str) -> bool:
+    """Does it name an entry of the folder that it is put behind, and nothing else?"""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _sync_folder(folder: Path) -> None:

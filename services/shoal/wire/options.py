@@ -22,6 +22,9 @@ _COMMON: _Options = [
     ("grpc.experimental.tcp_min_read_chunk_size", MEBIBYTE),
     ("grpc.experimental.tcp_max_read_chunk_size", MEBIBYTE),
     ("grpc.http2.max_frame_size", 4 * MEBIBYTE),
+    # A fixed window: the bandwidth-delay probe opens it so far that a slow reader holds over 100 MiB (seen: 163).
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4 * MEBIBYTE),
 ]
 
 

@@ -12,15 +12,17 @@ class Replica:
     """One copy of the model on one device.
 
     On the CPU the model's parameters *are* the flat vector (views of it); elsewhere they are copies, refreshed at
-    each version. `flat` is float32 [layout.length] throughout.
+    each version. `flat` is float32 [layout.length] throughout. `in_place` says which; by default the device does.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, *, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Layout, *, device: torch.device, in_place: bool | None = None
+    ) -> None:
         self.model = model.to(device)
         self.model.train()
         self.device = device
         self.integer_layout = IntegerLayout(model)
-        self._in_place = device.type == "cpu"
+        self._in_place = device.type == "cpu" if in_place is None else in_place
         where = dict(zip(layout.layers, layout.offsets, strict=True))
         named = dict(model.named_parameters())
         buffers = dict(model.named_buffers())
