@@ -28,7 +28,7 @@ def main() -> None:
     print("1. The job undisturbed: 2 workers, 2 shards.", flush=True)
     calm = run("--workers", "2", "--shards", "2")
     print("2. The same job; a worker is killed on the way.", flush=True)
-    stormy = run("--workers", "2", "--shards", "2", "--fault", "kill worker-1 at step 200")
+    stormy = run("--workers", "2", "--shards", "2", "--fault", "kill worker-1 at step 100")
 
     print()
     for name, result in (("undisturbed", calm), ("disturbed", stormy)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def reports_of(processes: "list[subprocess.Popen[str]]") -> list[dict[str, Any]]
 @dataclass(frozen=True, kw_only=True)
 class ShardProcess:
     port: int
+    metrics_port: int
     pid: int
 
 
@@ -44,9 +46,7 @@ def shard_processes(spec_json: str, count: int) -> Iterator[list[ShardProcess]]:
     processes = [start("processes", index, count, spec_json) for index in range(count)]
     try:
         yield [
-            ShardProcess(port=int(process.stdout.readline()), pid=process.pid)
-            for process in processes
-            if process.stdout is not None
+            ShardProcess(**json.loads(process.stdout.readline())) for process in processes if process.stdout is not None
         ]
     finally:
         for process in processes:
@@ -59,7 +59,7 @@ def _serve(index: int, count: int, spec_json: str) -> None:
         options = ["--port", "0", "--metrics-port", "0", "--master", _NO_MASTER, "--data-dir", str(Path(folder))]
         server = ParameterServer(PsSettings.load(options))
         server.shares.create(job_id="bench", attempt=1, spec_json=spec_json, index=index, shards=count)
-        print(server.port, flush=True)
+        print(json.dumps({"port": server.port, "metrics_port": server.metrics_port, "pid": os.getpid()}), flush=True)
         sys.stdin.read()
         server.close()
 

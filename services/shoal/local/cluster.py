@@ -17,6 +17,7 @@ from shoal.local import processes
 from shoal.local.processes import Member
 from shoal.sdk import Client
 
+LEASE_SECONDS = 4.0  # no network lies between the processes of one machine: a shorter silence tells than elsewhere
 READY_SECONDS = 90.0  # torch's first import from a cold disk takes most of it
 GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 
@@ -101,7 +102,8 @@ class Cluster:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # All at once: servers and workers ask until the master is there, and importing torch takes them longer.
-            self._start("master", "master", "--port", str(self._port), "--data-dir", str(self.folder / "master"))
+            listening = ("--port", str(self._port), "--data-dir", str(self.folder / "master"))
+            self._start("master", "master", *listening, "--lease-seconds", str(LEASE_SECONDS))
             for number in range(1, self._wanted_shards + 1):
                 name = f"ps-{number}"
                 self._start(name, "ps", *self._joining, "--server-id", name, "--data-dir", str(self.folder / name))

@@ -75,6 +75,7 @@ class ParameterServer:
         self._metrics_server = MetricsServer(
             host=settings.host, port=settings.metrics_port, registry=registry, ready=self._not_ready
         )
+        self.metrics_port = self._metrics_server.port
         host = settings.advertise_host or settings.host
         self._membership = Membership(
             master=settings.master,
@@ -82,17 +83,17 @@ class ParameterServer:
             incarnation=self.incarnation,
             host=host,
             port=self.port,
-            metrics_port=self._metrics_server.port,
+            metrics_port=self.metrics_port,
             heartbeat_seconds=settings.heartbeat_seconds,
             job_ids=self.shares.job_ids,
         )
-        self._log.info("serving", port=self.port, metrics_port=self._metrics_server.port)
+        self._log.info("serving", port=self.port, metrics_port=self.metrics_port)
         if settings.ready_file:
             write_ready_file(
                 settings.ready_file,
                 host=host,
                 port=self.port,
-                metrics_port=self._metrics_server.port,
+                metrics_port=self.metrics_port,
                 incarnation=self.incarnation,
             )
 

@@ -41,6 +41,7 @@ from shoal.wire.exchange.frames import Frame, Kind
 from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace, FloatArray, create_shared
 
 NON_FINITE_LIMIT = 3  # refused pushes in a row that end the attempt: units are pure, a fourth would be the same
+LOSSES_TOLD = 100_000  # steps in one progress report: far below a message's limit; the next report goes on
 _MISSING_SHOWN = 4096  # ranks named in one MISSING frame
 
 
@@ -78,7 +79,7 @@ class EvaluationResult:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShareProgress:
     attempt: int
-    version: int
+    version: int  # up to which this report tells
     total_steps: int  # 0: not known
     samples: int
     first_step: int  # of `losses`
@@ -95,6 +96,28 @@ class SlicePush:
     applied: bool
     reason: str
     version: int
+
+
+class _Figures:
+    """One transport's metrics, looked up once: at a small step's size the look-up costs more than the sum."""
+
+    def __init__(self, metrics: ParameterServerMetrics, transport: str) -> None:
+        self._pushes = metrics.pushes.labels(transport, "accepted")
+        self._push_bytes = metrics.push_bytes.labels(transport)
+        self._push_seconds = metrics.push_seconds.labels(transport)
+        self._pulls = metrics.pulls.labels(transport, "fresh")
+        self._pull_bytes = metrics.pull_bytes.labels(transport)
+        self._pull_seconds = metrics.pull_seconds.labels(transport)
+
+    def pushed(self, size: int, seconds: float) -> None:
+        self._pushes.inc()
+        self._push_bytes.inc(size)
+        self._push_seconds.observe(seconds)
+
+    def pulled(self, size: int, seconds: float) -> None:
+        self._pulls.inc()
+        self._pull_bytes.inc(size)
+        self._pull_seconds.observe(seconds)
 
 
 class _Memory:
@@ -130,6 +153,7 @@ class Share:
         self.spec: JobSpec = load_spec(spec_json)
         self.facts: DatasetFacts | None = None
         self._metrics = metrics
+        self._figures = {name: _Figures(metrics, name) for name in ("shared_memory", "grpc", "unary")}
         self._log = structlog.get_logger().bind(job_id=job_id)
         self._changed = threading.Condition(threading.RLock())
         self._sessions: set[Session] = set()
@@ -208,7 +232,8 @@ class Share:
         self._awaiting_norm: _Contribution | None = None
         self._layout = layout
         self._metrics.weight_bytes.inc(self.weight_bytes)
-        self._metrics.version.labels(self.job_id).set(0)
+        self._version_metric = self._metrics.version.labels(self.job_id)
+        self._version_metric.set(0)
         self._log.info("share_built", shard=self.index, elements=self.length, layers=len(self.held.slices))
         self._changed.notify_all()
 
@@ -237,9 +262,13 @@ class Share:
                 raise Refused(f"job {self.job_id} is trained by an external client: use the unary calls")
             self._sessions.add(session)
             self._metrics.trainers.labels(session.transport).inc()
-            session.version_changed()
-            for result in self._evaluations.values():
-                session.send(_evaluation_frame(self.attempt, result))
+            self._tell_state(session)
+
+    def _tell_state(self, session: Session) -> None:
+        """Where the share is; with the evaluation of this version, which decides whether training goes on."""
+        session.version_changed()
+        if result := self._evaluations.get(self.version):
+            session.send(_evaluation_frame(self.attempt, result))
 
     def detach(self, session: Session) -> None:
         with self._changed:
@@ -259,9 +288,7 @@ class Share:
 
     def weights_sent(self, session: Session, seconds: float) -> None:
         sent = 0 if session.transport == "shared_memory" else self.length * ELEMENT_BYTES
-        self._metrics.pulls.labels(session.transport, "fresh").inc()
-        self._metrics.pull_bytes.labels(session.transport).inc(sent)
-        self._metrics.pull_seconds.labels(session.transport).observe(seconds)
+        self._figures[session.transport].pulled(sent, seconds)
 
     def version_frame(self) -> Frame:
         with self._changed:
@@ -312,14 +339,9 @@ class Share:
             raise Corrupt(f"{len(frame.payload)} bytes of integer buffers, not {len(self._integers)}")
         self._non_finite = 0
         total = self._reduction.insert(block, _Contribution(gradient, frame.value, bytes(frame.payload)))
-        self._count_push(session.transport, self.length * ELEMENT_BYTES, time.perf_counter() - began)
+        self._figures[session.transport].pushed(self.length * ELEMENT_BYTES, time.perf_counter() - began)
         if total is not None:
             self._step_complete(total)
-
-    def _count_push(self, transport: str, size: int, seconds: float) -> None:
-        self._metrics.pushes.labels(transport, "accepted").inc()
-        self._metrics.push_bytes.labels(transport).inc(size)
-        self._metrics.push_seconds.labels(transport).observe(seconds)
 
     def _count_refusal(self, transport: str, reason: str) -> None:
         self._metrics.pushes.labels(transport, "refused").inc()
@@ -389,7 +411,7 @@ class Share:
     def _count_update(self, seconds: float) -> None:
         self._metrics.updates.inc()
         self._metrics.update_seconds.observe(seconds)
-        self._metrics.version.labels(self.job_id).set(self.version)
+        self._version_metric.set(self.version)
 
     def _gradient_views(self, gradient: Tensor) -> list[Tensor]:
         """Per-slice views of a session's buffer, kept: making them costs more than a small step."""
@@ -433,9 +455,7 @@ class Share:
         """What a trainer that waits for `step` needs to know: the state, or whose work is missing."""
         evaluation = bool(frame.correct)
         if frame.step < self.version or (evaluation and frame.step in self._evaluations):
-            session.version_changed()
-            for result in self._evaluations.values():
-                session.send(_evaluation_frame(self.attempt, result))
+            self._tell_state(session)
             return
         if self._awaiting_norm is not None:
             session.send(self._squares_frame())
@@ -484,7 +504,7 @@ class Share:
                     f"gradient_data of layer {layer_name} has values that are not finite", field="gradient_data"
                 )
             self._apply_slice(piece, gradient, held)
-            self._count_push("unary", len(data), time.perf_counter() - began)
+            self._figures["unary"].pushed(len(data), time.perf_counter() - began)
             return SlicePush(applied=True, reason="applied", version=held + 1)
 
     def _apply_slice(self, piece: Slice, gradient: Tensor, version: int) -> None:
@@ -513,9 +533,7 @@ class Share:
             version = self.layer_version(layer_name)
             flat = self._memory.arrays[version % 2]
             data = flat[piece.offset : piece.offset + piece.elements].astype("<f4", copy=False).tobytes()
-        self._metrics.pulls.labels("unary", "fresh").inc()
-        self._metrics.pull_bytes.labels("unary").inc(len(data))
-        self._metrics.pull_seconds.labels("unary").observe(time.perf_counter() - began)
+        self._figures["unary"].pulled(len(data), time.perf_counter() - began)
         return data, version
 
     def count_current_pull(self) -> None:
@@ -579,13 +597,14 @@ class Share:
             if self._dropped:
                 raise NotFound(f"job {self.job_id} is no longer here: {self._dropped}")
             plan = self._plan
+            version = min(self.version, from_version + LOSSES_TOLD)
             return ShareProgress(
                 attempt=self.attempt,
-                version=self.version,
+                version=version,
                 total_steps=self._total_steps if self._layout else 0,
-                samples=plan.samples_before(self.version) if plan else 0,
+                samples=plan.samples_before(version) if plan else 0,
                 first_step=from_version,
-                losses=tuple(self._losses[from_version:]),
+                losses=tuple(self._losses[from_version:version]),
                 evaluations=tuple(self._evaluations.values()),
                 started=self._layout is not None,
                 failure=self._failure,

@@ -6,7 +6,7 @@ StartTraining hand out the same grants; whichever comes first wins, the other fi
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import structlog
@@ -44,6 +44,7 @@ class _Running:
     task: asyncio.Task[None] | None = None
     restarts: int = 0
     stopping: bool = False
+    handing_over_logs: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Agent:
@@ -340,7 +341,11 @@ class Agent:
             metrics.push_bytes.labels(pushed.transport).inc(pushed.size)
 
     async def _report(self, grant: Grant, ending: Ending) -> None:
-        """Tells the master how the job ended here, until it has heard."""
+        """Tells the master how the job ended here, until it has heard.
+
+        A master that has just been started again does not recognize this worker, or has not taken up the attempt yet:
+        as long as its own list says that the attempt is this worker's, it is told again.
+        """
         match ending:
             case Finished(results=results):
                 pass
@@ -364,13 +369,19 @@ class Agent:
                 with raised_from_call():
                     answer = await self._master.CompleteJob(request, timeout=_CALL_SECONDS)
                 self._log.info("job_reported", job_id=grant.job_id, success=results.success, message=answer.message)
-                return
+                if answer.success or not self._is_last_word(grant):
+                    return
             except (Unavailable, DeadlineExceeded):
-                await asyncio.sleep(retry)
-                retry = min(2 * retry, _RETRY_LIMIT_SECONDS)
+                pass  # it is told again
             except ShoalError as error:
                 self._log.error("report_refused", job_id=grant.job_id, error=str(error))
                 return
+            await asyncio.sleep(retry)
+            retry = min(2 * retry, _RETRY_LIMIT_SECONDS)
+
+    def _is_last_word(self, grant: Grant) -> bool:
+        """Does the master's newest list still want of this worker the attempt that has ended here?"""
+        return self._ended.get(grant.job_id) == grant.attempt and grant.job_id not in self._jobs
 
     # -- logs -------------------------------------------------------------------------------------------------------
 
@@ -381,9 +392,13 @@ class Agent:
                 await self._hand_over_logs(running)
 
     async def _hand_over_logs(self, running: _Running) -> None:
+        async with running.handing_over_logs:  # one at a time: each line once, in order
+            await self._hand_over_all(running)
+
+    async def _hand_over_all(self, running: _Running) -> None:
         entries = running.trainer.entries
         while entries:
-            batch = list(entries)[:_LOG_BATCH]
+            batch = [entries.popleft() for _ in range(min(len(entries), _LOG_BATCH))]
             request = master_pb2.ReportLogsRequest(
                 worker_id=self.worker_id,
                 job_id=running.grant.job_id,
@@ -396,11 +411,10 @@ class Agent:
             )
             try:
                 await self._master.ReportLogs(request, timeout=_CALL_SECONDS)
-            except grpc.RpcError:
-                return  # they stay here, the newest 10,000 of them, for the next time
-            for _ in batch:
-                if entries:
-                    entries.popleft()
+            except grpc.RpcError:  # they stay here, the newest 10,000 of them, for the next time
+                room = (entries.maxlen or len(batch)) - len(entries)
+                entries.extendleft(reversed(batch[max(0, len(batch) - room) :]))
+                return
 
 
 def _shout(task: asyncio.Task[None]) -> None:

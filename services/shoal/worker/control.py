@@ -81,6 +81,8 @@ def from_line(line: bytes) -> Message:
     """Raises Corrupt."""
     try:
         document: dict[str, Any] = json.loads(line)
+        if not isinstance(document, dict):
+            raise Corrupt("control message is not an object")
         kind = document.pop("kind")
         match kind:
             case Assignment.kind:
@@ -91,7 +93,8 @@ def from_line(line: bytes) -> Message:
                 return Ready(**document)
             case Advanced.kind:
                 pushed = tuple(Pushed(**entry) for entry in document["pushed"])
-                return Advanced(**{**document, "pushed": pushed})
+                times = {name: tuple(document[name]) for name in ("unit_seconds", "wait_seconds")}
+                return Advanced(**{**document, **times, "pushed": pushed})
             case Finished.kind:
                 results = document["results"]
                 return Finished(results=Results(**{**results, "errors": tuple(results["errors"])}))

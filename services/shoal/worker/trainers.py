@@ -27,7 +27,8 @@ from shoal.worker.control import (
 )
 
 LAST_LINES = 20  # of a trainer's output that go into a job's errors
-_LINE_BYTES = 1 << 16
+_LINE_BYTES = 1 << 16  # of output
+_REPORT_BYTES = 1 << 24  # of one report: the times of all units of a step, 65,536 at most, and more
 _KILL_SECONDS = 5.0
 
 
@@ -50,7 +51,7 @@ class Crashed:
 
     def describe(self) -> str:
         how = (
-            f"was killed by {signal.Signals(-self.returncode).name}"
+            f"was killed by {_signal_name(-self.returncode)}"
             if self.by_signal
             else f"ended with exit code {self.returncode}"
         )
@@ -59,6 +60,13 @@ class Crashed:
 
 
 Ending = Finished | Failed | Fenced | Crashed
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have no name
+        return f"signal {number}"
 
 
 class TrainerProcess:
@@ -97,7 +105,7 @@ class TrainerProcess:
             )
         finally:
             os.close(write_end)
-        reports = asyncio.StreamReader(limit=_LINE_BYTES)
+        reports = asyncio.StreamReader(limit=_REPORT_BYTES)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reports), os.fdopen(read_end, "rb")
         )
@@ -176,11 +184,14 @@ class WarmTrainers:
         self._data_roots = data_roots
         self._ready: deque[TrainerProcess] = deque()
         self._closed = False
+        self._changing = asyncio.Lock()
 
     async def refill(self) -> None:
-        self._ready = deque(trainer for trainer in self._ready if trainer.alive)
-        while len(self._ready) < self._count and not self._closed:
-            self._ready.append(await TrainerProcess.start(data_roots=self._data_roots))
+        async with self._changing:
+            self._ready = deque(trainer for trainer in self._ready if trainer.alive)
+            while len(self._ready) < self._count and not self._closed:
+                trainer = await TrainerProcess.start(data_roots=self._data_roots)
+                self._ready.append(trainer)
 
     async def take(self) -> TrainerProcess:
         while self._ready:
@@ -191,7 +202,8 @@ class WarmTrainers:
 
     async def close(self) -> None:
         self._closed = True
-        for trainer in self._ready:
-            await trainer.stop()
-            await trainer.follow(lambda _: None)
-        self._ready.clear()
+        async with self._changing:
+            for trainer in self._ready:
+                await trainer.stop()
+                await trainer.follow(lambda _: None)
+            self._ready.clear()

@@ -31,7 +31,7 @@ def example(name: str, cwd: Path) -> str:
 def test_the_demo_ends_with_the_same_weights_and_a_useful_model(tmp_path):
     out = example("demo.py", tmp_path)
     assert "The weights came out the same, bit for bit: sha256 " in out
-    assert "fault: kill worker-1 at step 200, done at step" in out
+    assert "fault: kill worker-1 at step 100, done at step" in out
 
 
 @pytest.mark.timeout(180)

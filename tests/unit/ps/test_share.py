@@ -183,9 +183,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], Callable[[torch.optim.Optimizer], lr_
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_learning_rate_follows_the_schedule_step_by_step(name: str) -> None:
     schedule, by_torch = SCHEDULES[name]
-    spec = spec_of(
-        training={"world_size": 1, "batch_size": 4, "steps": 10}, optimizer=PLAIN_SGD, schedule=schedule
-    )
+    spec = spec_of(training={"world_size": 1, "batch_size": 4, "steps": 10}, optimizer=PLAIN_SGD, schedule=schedule)
     job = ByHand(spec, FACTS, count=2)
     gradient = {layer.name: torch.ones(layer.shape) for layer in job.layout.layers}
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=RATE)

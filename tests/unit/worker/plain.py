@@ -1,4 +1,4 @@
-"""A job's parts for tests of the trainer, and its units by plain autograd: no replica, no flat buffers, no tree code."""
+"""A job's parts for tests of the trainer, and its units by plain autograd: no replica, no slots, no tree code."""
 
 from collections.abc import Sequence
 from typing import Any

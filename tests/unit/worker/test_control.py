@@ -12,7 +12,18 @@ import pytest
 from shoal.core.errors import Corrupt
 from shoal.core.job import Grant, Results, ShardAddress
 from shoal.worker import control
-from shoal.worker.control import Advanced, Assignment, Failed, Fenced, Finished, Message, Pushed, Ready, from_line, to_line
+from shoal.worker.control import (
+    Advanced,
+    Assignment,
+    Failed,
+    Fenced,
+    Finished,
+    Message,
+    Pushed,
+    Ready,
+    from_line,
+    to_line,
+)
 
 numbers = st.integers(0, 2**63)
 floats = st.floats(allow_nan=False)

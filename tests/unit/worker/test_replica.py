@@ -48,7 +48,7 @@ def test_views_follow_the_flat_vector_and_copies_do_not() -> None:
         _, replica = job.gradients(in_place=in_place)
         flat = flat_of(job.layout, job.model())
         replica.load(flat, replica.integer_layout.capture(replica.model))
-        before = {name: np.array(parameter.detach()) for name, parameter in replica.model.named_parameters()}
+        before = {name: parameter.detach().numpy().copy() for name, parameter in replica.model.named_parameters()}
         flat += 1
         for name, parameter in replica.model.named_parameters():
             assert np.array_equal(parameter.detach().numpy(), before[name] + np.float32(in_place)), name

@@ -233,7 +233,9 @@ class SharedMemoryLink:
             if frame.kind is not Kind.SLOT:
                 _close_all(descriptors)
                 self._waiting.append(frame)
-                if frame.kind in (Kind.FENCED, Kind.REFUSED):
+                if frame.kind is Kind.FENCED:
+                    raise Stale(bytes(frame.payload).decode())
+                if frame.kind is Kind.REFUSED and not frame.correct:  # else a push that may be made again
                     raise Unavailable(bytes(frame.payload).decode())
                 continue
             try:

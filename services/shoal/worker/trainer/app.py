@@ -111,9 +111,12 @@ def run(inbound: int) -> int:
     )
     try:
         training = Training(assignment, roots=roots, take_ranks=_Ranks(control, grant).take)
+        reporter = _Reporter(control, training)
         training.parameters.watch(control.inbound)
-        training.loop.on_advance = _Reporter(control, training).advanced
-        control.tell(Finished(results=training.run()))
+        training.loop.on_advance = reporter.advanced
+        results = training.run()
+        reporter.tell(results.steps)
+        control.tell(Finished(results=results))
     except Stale as error:
         control.tell(Fenced(reason=str(error)))
     except (InvalidInput, NotFound, Forbidden, Corrupt, TrainingFailed) as error:
@@ -136,13 +139,16 @@ class Training:
         # Nothing here reads memory before it is written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         device = torch.device("cuda" if spec.resources.gpu else "cpu")
-        dataset = open_dataset(
-            source=spec.data.source,
-            label=spec.data.label,
-            heldout_fraction=spec.data.heldout_fraction,
-            split_seed=spec.data.split_seed,
-            roots=roots,
-        )
+        try:
+            dataset = open_dataset(
+                source=spec.data.source,
+                label=spec.data.label,
+                heldout_fraction=spec.data.heldout_fraction,
+                split_seed=spec.data.split_seed,
+                roots=roots,
+            )
+        except (NotFound, Corrupt) as error:  # the next attempt would find the same: no reason to try again
+            raise InvalidInput(str(error), field="data.source") from error
         facts = dataset.facts
         model = build_model(spec.model, input_shape=facts.input_shape, classes=facts.classes, seed=spec.training.seed)
         parameter_layers, buffer_layers = layers_of(model)
@@ -203,6 +209,10 @@ class _Reporter:
         if now < self._next:
             return
         self._next = now + _REPORT_SECONDS
+        self.tell(version)
+
+    def tell(self, version: int) -> None:
+        """What has come since the last time."""
         training = self._training
         parameters, gradients, loop = training.parameters, training.gradients, training.loop
         self._control.tell(

@@ -51,7 +51,9 @@ class TrainingLoop:
         self._task: Task | None = None
         self._done = Cover(world_size=plan.world_size)  # blocks of the task that this trainer has handed in
         self._slots_used = 0
+        self._helped = 0  # units or blocks of others that were computed in this task
         self._began = time.monotonic()
+        self._own_done: float | None = None  # when this trainer's own part of the task was handed in
         self._step_seconds = 0.0
 
     def run(self) -> Results:
@@ -97,13 +99,15 @@ class TrainingLoop:
         now = time.monotonic()
         if self._task is not None:
             self.wait_seconds.append(now - self._last_push)
-            seconds = now - self._began
+            # A step in which it helped lasted as long as its patience: taken as it is, that would grow for ever.
+            seconds = (self._own_done if self._helped and self._own_done else now) - self._began
             self._step_seconds = (
                 seconds
                 if not self._step_seconds
                 else (self._step_seconds + _SMOOTHING * (seconds - self._step_seconds))
             )
         self._began = now
+        self._helped, self._own_done = 0, None
         self._gradients.load(flat, self._parameters.integers)
         self._task = task
         self._done = Cover(world_size=self._plan.world_size)
@@ -141,7 +145,12 @@ class TrainingLoop:
             self._done.insert(block)
 
     def _await_or_help(self, task: Task) -> None:
-        """Waits for news. When others are late, computes one of their units: the first copy in counts."""
+        """Waits for news. When others are late, does a part of their work: the first copy in counts.
+
+        First one unit, then two, four, ...: each needs a gradient buffer of its own, and a shard has few for a link.
+        """
+        if self._own_done is None:
+            self._own_done = time.monotonic()
         patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_STEPS * self._step_seconds)
         waited = time.monotonic() - self._began
         if waited < patience:
@@ -156,8 +165,9 @@ class TrainingLoop:
         mine = self._take_ranks()
         late = list(self._due(task, missing.ranks))
         if late:  # helpers start at different places
-            rank_block = late[mine.start % len(late)]
-            self._do(task, Block(start=rank_block.start, size=1))
+            block = late[mine.start % len(late)]
+            self._do(task, Block(start=block.start, size=min(block.size, 1 << self._helped)))
+            self._helped += 1
         self._parameters.wait(0 if late else LEAST_PATIENCE_SECONDS)
 
     def _results(self) -> Results:

@@ -15,9 +15,7 @@ class Replica:
     each version. `flat` is float32 [layout.length] throughout. `in_place` says which; by default the device does.
     """
 
-    def __init__(
-        self, model: nn.Module, layout: Layout, *, device: torch.device, in_place: bool | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, *, device: torch.device, in_place: bool | None = None) -> None:
         self.model = model.to(device)
         self.model.train()
         self.device = device
@@ -60,19 +58,15 @@ class Replica:
     def write_contribution(self, out: Tensor, scale: float) -> None:
         """Puts scale * gradient and scale * statistics into the flat buffer `out`, and forgets the gradients."""
         parameter_views, statistic_views = self._views_of(out)
-        sources: list[Tensor] = []
-        targets: list[Tensor] = []
-        for (parameter, _, _), view in zip(self._parameters, parameter_views, strict=True):
-            if parameter.grad is None:
-                view.zero_()
-                continue
-            sources.append(parameter.grad)
-            targets.append(view)
-            parameter.grad = None
         with torch.no_grad():
-            if scale != 1.0:
-                torch._foreach_mul_(sources, scale)
-            torch._foreach_copy_(targets, sources)
+            for (parameter, _, _), view in zip(self._parameters, parameter_views, strict=True):
+                gradient, parameter.grad = parameter.grad, None
+                if gradient is None:
+                    view.zero_()
+                elif scale == 1.0 or not self._in_place:
+                    view.copy_(gradient if scale == 1.0 else gradient.mul_(scale))
+                else:
+                    torch.mul(gradient, scale, out=view)  # one pass over memory
             for (buffer, _, _), view in zip(self._statistics, statistic_views, strict=True):
                 view.copy_(buffer).mul_(scale)
 
