@@ -126,7 +126,10 @@ def test_the_master_counts_what_the_jobs_committed(ran: Ran) -> None:
     for worker in ("worker-1", "worker-2"):
         assert 0 <= scrape.value("shoal_worker_cpu_ratio", worker=worker) <= 1
         assert 0 < scrape.value("shoal_worker_memory_ratio", worker=worker) < 1
-        assert scrape.value("shoal_worker_jobs", worker=worker) == 0
+    until(  # with the next heartbeats
+        lambda: {ran.scrape("master")[0].value("shoal_worker_jobs", worker=f"worker-{n}") for n in (1, 2)} == {0},
+        lambda: "workers count jobs that have ended",
+    )
     live = [value for (name, _), value in scrape.samples.items() if name == "shoal_jobs"]
     assert sum(live) == 0
 

@@ -52,7 +52,7 @@ def stub(single: Cluster) -> Iterator[worker_pb2_grpc.WorkerServiceStub]:
         yield worker_pb2_grpc.WorkerServiceStub(channel)
 
 
-def spec_of(name: str, *, steps: int = 400, seed: int = 1, **sections: object) -> dict[str, Any]:
+def spec_of(name: str, *, steps: int = 300, seed: int = 1, **sections: object) -> dict[str, Any]:
     return {
         "name": name,
         "model": {"type": "mlp", "hidden": [64]},
@@ -113,8 +113,8 @@ def test_two_jobs_run_at_once_with_the_weights_of_each_alone_and_a_third_waits(
 ) -> None:
     """Meanwhile and afterwards GetStatus tells a plain client true figures."""
     documents = [spec_of(f"job-{seed}", seed=seed) for seed in (1, 2, 3)]
-    alone = [sha256_of(run(client, document)) for document in documents]
-    assert len(set(alone)) == 3
+    alone = [sha256_of(run(client, document)) for document in documents[:2]]
+    assert alone[0] != alone[1]
 
     cpu: list[float] = []
 
@@ -139,8 +139,9 @@ def test_two_jobs_run_at_once_with_the_weights_of_each_alone_and_a_third_waits(
     while not client.get(third).ended:
         assert status().status.current_jobs <= 2
         time.sleep(0.1)
-    together = [sha256_of(client.wait(job_id, timeout=SECONDS)) for job_id in (first, second, third)]
+    together = [sha256_of(client.wait(job_id, timeout=SECONDS)) for job_id in (first, second)]
     assert together == alone
+    assert sha256_of(client.get(third)) not in alone
     assert max(cpu) > 10, "two trainers keep the machine busy"
     assert len(set(cpu)) > 1, "a figure that never changes is none"
     until(lambda: status().status.current_jobs == 0, "it counts jobs that have ended")
@@ -190,32 +191,46 @@ def test_stopping_says_what_does_not_run(client: Client, stub: worker_pb2_grpc.W
     )
 
 
-def test_data_that_the_worker_cannot_read_fail_the_job_at_once_and_the_next_one_runs(
-    client: Client, root: Path, tmp_path: Path
-) -> None:
-    outside = tmp_path / "outside.csv"
+def prepare_sources(root: Path, outside: Path) -> dict[str, tuple[str, str]]:
+    """By name: a source that cannot be read, and the error."""
     outside.write_text("a,label\n1,0\n")
     (root / "link.csv").symlink_to(outside)
-    (root / "broken").mkdir(exist_ok=True)
+    (root / "broken").mkdir()
     (root / "broken" / "train-images-idx3-ubyte").write_bytes(b"nonsense")
-    beyond = f"outside the data roots; roots: {root}"
-    expected = {
-        f"file://{root}/missing.csv": f"data.source: {root}/missing.csv: no such file or folder",
-        f"file://{outside}": f"data.source: {outside} is {beyond}",
-        f"file://{root}/link.csv": "(it links to ",
-        f"file://{root}/broken": f"{root}/broken/train-images-idx3-ubyte: 8 bytes, shorter than an IDX header",
+    beyond = f"is outside the data roots; roots: {root}"
+    linked = f"is outside the data roots (it links to {outside}); roots: {root}"
+    return {
+        "missing": (f"{root}/missing.csv", f"data.source: {root}/missing.csv: no such file or folder"),
+        "outside": (f"{outside}", f"data.source: {outside} {beyond}"),
+        "link": (f"{root}/link.csv", f"data.source: {root}/link.csv {linked}"),
+        "broken": (
+            f"{root}/broken",
+            f"{root}/broken/train-images-idx3-ubyte: 8 bytes, shorter than an IDX header of 16",
+        ),
     }
-    for source, error in expected.items():
-        job = run(client, spec_of("unreadable", data={"source": source}))  # three attempts, if they could help
-        (told,) = errors_of(job)
-        assert told.startswith("worker-1: ")
-        assert error in told
-        assert "\n" not in told
-        assert (job.attempt, job.step) == (1, 0)
-        assert job.message == told
-        assert lines_of(client, job.job_id) == [f"error: {told.removeprefix('worker-1: ')}"]
-    job = run(client, spec_of("next", steps=20))
-    assert sha256_of(job)
+
+
+@pytest.fixture(scope="module")
+def sources(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    return prepare_sources(root, tmp_path_factory.mktemp("elsewhere") / "outside.csv")
+
+
+@pytest.mark.parametrize("name", ["missing", "outside", "link", "broken"])
+def test_data_that_the_worker_cannot_read_fail_the_job_at_once_with_one_line(
+    client: Client, sources: dict[str, tuple[str, str]], name: str
+) -> None:
+    path, error = sources[name]
+    job = run(client, spec_of("unreadable", data={"source": f"file://{path}"}))  # three attempts, if they could help
+    assert errors_of(job) == (f"worker-1: {error}",)
+    assert (job.attempt, job.step, job.message) == (1, 0, f"worker-1: {error}")
+    assert lines_of(client, job.job_id) == [f"error: {error}"]
+
+
+def test_after_a_job_that_could_not_read_its_data_the_worker_runs_the_next(
+    client: Client, sources: dict[str, tuple[str, str]]
+) -> None:
+    errors_of(run(client, spec_of("unreadable", data={"source": f"file://{sources['missing'][0]}"})))
+    assert sha256_of(run(client, spec_of("next", steps=20)))
 
 
 def test_a_trainer_that_is_killed_too_often_fails_the_job_with_the_signal_and_its_last_lines(
