@@ -88,7 +88,7 @@ class Layout:
 
     @property
     def active(self) -> tuple[Share, ...]:
-        """The shares that hold anything. A model of fewer pages than shards leaves some empty."""
+        """The shares that hold anything, shard 0 first. A model of few pages leaves the last ones empty."""
         return tuple(share for share in self.shares if share.length)
 
 
@@ -142,8 +142,8 @@ def _cuts(layers: tuple[Layer, ...], offsets: list[int], length: int, shards: in
                 cut = min(offset + round((target - passed) / PAGE) * PAGE, offset + layer.pages * PAGE)
             break
         cuts.append(max(cut, cuts[-1]))
-    cuts.append(length)
-    return cuts
+    used = sorted({*cuts, length})
+    return used + [length] * (shards + 1 - len(used))  # empty shares come last: shard 0 always holds something
 
 
 def _slices(layers: tuple[Layer, ...], offsets: list[int], start: int, stop: int) -> tuple[Slice, ...]:

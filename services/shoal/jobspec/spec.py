@@ -126,6 +126,14 @@ class JobSpec(_Section):
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _nothing_that_a_client_would_have_to_do(self) -> Self:
+        if self.trainers == "external":
+            for name in ("clip_norm", "target_accuracy", "evaluate_every"):
+                if getattr(self.training, name) is not None:
+                    raise ValueError(f"training.{name} is for jobs that workers train, not for 'trainers: external'")
+        return self
+
     def with_defaults(self, config: TrainingConfig) -> "JobSpec":
         """Every value set. Raises pydantic.ValidationError if the cluster's optimizer does not exist."""
         document: dict[str, Any] = self.model_dump(mode="json")

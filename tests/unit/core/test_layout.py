@@ -114,3 +114,11 @@ def test_pages_and_elements_of_a_layer() -> None:
 def test_what_cannot_be_laid_out_is_refused(layers: tuple[Layer, ...], shards: int, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         partition(layers, shards=shards)
+
+
+@hypothesis.given(st.lists(st.integers(1, 3000), min_size=1, max_size=6), st.integers(1, 8), st.booleans())
+def test_empty_shares_come_last(sizes: list[int], shards: int, whole: bool) -> None:
+    layers = tuple(Layer(name=str(index), shape=(size,)) for index, size in enumerate(sizes))
+    lengths = [share.length for share in partition(layers, shards=shards, whole=whole).shares]
+    assert lengths[0] > 0
+    assert all(length == 0 for length in lengths[lengths.index(0) if 0 in lengths else len(lengths) :])

@@ -138,8 +138,8 @@ def test_every_section_can_be_given() -> None:
         resources: {min_workers: 1, max_workers: 2, shards: 3, gpu: false, transport: grpc}
         priority: -3
         max_attempts: 2
-        trainers: external
+        trainers: internal
         """
     )
     assert isinstance(spec, JobSpec)
-    assert spec.requirements.external
+    assert not spec.requirements.external

@@ -124,3 +124,10 @@ def test_a_learning_rate_left_out_is_the_clusters_or_the_rules_own(optimizer: ob
 def test_more_workers_than_ranks_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"min_workers 9 is more than training.world_size 8"):
         validate_spec({"model": {"type": "logistic"}, "resources": {"min_workers": 9}})
+
+
+@pytest.mark.parametrize("option", [{"clip_norm": 1.0}, {"target_accuracy": 0.9}, {"evaluate_every": 5}], ids=str)
+def test_what_an_external_client_does_by_itself_is_refused(option: dict[str, float]) -> None:
+    document = {"model": {"type": "logistic"}, "trainers": "external", "training": option}
+    with pytest.raises(InvalidInput, match=f"training.{next(iter(option))} is for jobs that workers train"):
+        validate_spec(document)
