@@ -20,6 +20,7 @@ from shoal.data.sampler import Sampler
 from shoal.jobspec.reading import load_spec, parse_spec
 from shoal.jobspec.spec import JobSpec, TrainingConfig
 from shoal.models.catalog import build_model
+from shoal.process.allocator import keep_freed_memory
 from shoal.process.logs import configure_logs
 from shoal.worker.control import Assignment
 from shoal.worker.trainer.app import Training
@@ -108,6 +109,7 @@ def run() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as a trainer's own main does
     configure_logs(log_format="console", level="error")
     match sys.argv[1:]:
         case ["train", worker, spec_json, ports]:

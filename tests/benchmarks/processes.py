@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.process.allocator import keep_freed_memory
 from shoal.process.logs import configure_logs
 from shoal.ps.app import ParameterServer
 from shoal.ps.settings import PsSettings
@@ -65,5 +66,6 @@ def _serve(index: int, count: int, spec_json: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the role's own main does
     configure_logs(log_format="console", level="error")
     _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -24,6 +24,7 @@ from shoal.jobspec.reading import load_spec, parse_spec
 from shoal.jobspec.spec import TrainingConfig
 from shoal.models.catalog import build_model
 from shoal.models.state import layers_of
+from shoal.process.allocator import keep_freed_memory
 from shoal.process.logs import configure_logs
 from shoal.worker.trainer.attach import attach
 from shoal.worker.trainer.parameters import Parameters
@@ -150,6 +151,7 @@ def run() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as a trainer's own main does
     configure_logs(log_format="console", level="error")
     match sys.argv[1:]:
         case ["trainer", spec, port, shard_pid]:

@@ -2,11 +2,13 @@
 
 import sys
 
+from shoal.process.allocator import keep_freed_memory
 from shoal.process.lifetime import die_with_parent
 
 
 def main() -> None:
     die_with_parent()
+    keep_freed_memory()
     from shoal.core.errors import ShoalError
     from shoal.process.logs import configure_logs
     from shoal.process.settings import fail

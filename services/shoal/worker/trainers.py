@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from shoal.core.errors import Corrupt
+from shoal.process.lifetime import DIE_WITH_PARENT
 from shoal.worker.control import (
     DATA_ROOTS_VARIABLE,
     REPORT_FD_VARIABLE,
@@ -89,6 +90,7 @@ class TrainerProcess:
                 **os.environ,
                 REPORT_FD_VARIABLE: str(write_end),
                 DATA_ROOTS_VARIABLE: os.pathsep.join(str(root) for root in data_roots),
+                DIE_WITH_PARENT: str(os.getpid()),
                 "PYTHONUNBUFFERED": "1",
                 "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch asks for it before deterministic CUDA kernels
             }

@@ -28,6 +28,18 @@ _NONCE_BYTES = 32
 _SLOT_SECONDS = 30.0  # the shard may be in the middle of a large update
 
 
+class _Mailbox:
+    """Receives by one buffer: `recv` would take memory for the largest message each time, and give it back."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = memoryview(bytearray(_MESSAGE_BYTES))
+
+    def receive(self, flags: int = 0) -> bytes:
+        """One message; empty when the peer is gone."""
+        return bytes(self._buffer[: self._socket.recv_into(self._buffer, 0, flags)])
+
+
 class SharedMemorySession:
     """The shard's side of one link. Frames are read by one thread and may be sent by any."""
 
@@ -37,6 +49,7 @@ class SharedMemorySession:
         self.hello = hello
         self._socket = sock
         self._endpoint = endpoint
+        self._mailbox = _Mailbox(sock)
         self._slots: list[FloatArray] = []
         self._behind = False  # a frame was lost because the peer did not read
 
@@ -59,7 +72,7 @@ class SharedMemorySession:
 
     def run(self) -> None:
         """Takes frames until the peer is gone."""
-        while message := self._socket.recv(_MESSAGE_BYTES):
+        while message := self._mailbox.receive():
             frame = decode(message)
             if self._behind:
                 self._behind = False
@@ -166,6 +179,7 @@ class SharedMemoryLink:
     def __init__(self, address: str, hello: Hello) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_HANDSHAKE_SECONDS)
+        self._mailbox = _Mailbox(self._socket)
         self._waiting: list[Frame] = []  # frames that came while a slot was awaited
         self._weights: list[int] = []
         try:
@@ -200,7 +214,7 @@ class SharedMemoryLink:
         frames, self._waiting = self._waiting, []
         while True:
             try:
-                message = self._socket.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+                message = self._mailbox.receive(socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return frames
             except OSError as error:

@@ -1,13 +1,14 @@
 """`python -m shoal.worker.trainer`: started by an agent only; grants come on standard input."""
 
-import os
 import sys
 
+from shoal.process.allocator import keep_freed_memory
 from shoal.process.lifetime import die_with_parent
 
 
 def main() -> None:
-    die_with_parent(os.getppid())
+    die_with_parent()
+    keep_freed_memory()
     from shoal.worker.trainer.app import run
 
     raise SystemExit(run(sys.stdin.fileno()))

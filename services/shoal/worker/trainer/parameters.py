@@ -66,6 +66,7 @@ class Parameters:
         self._shards = [_Shard(held=held, link=link) for held, link in zip(layout.active, links, strict=True)]
         self._spaces = (FlatSpace(layout.length), FlatSpace(layout.length))
         self._poll = select.poll()
+        self._by_descriptor = {shard.link.fileno(): (position, shard) for position, shard in enumerate(self._shards)}
         for shard in self._shards:
             shard.link.map_weights(self._spaces, shard.held.start, shard.held.stop)
             self._poll.register(shard.link.fileno(), select.POLLIN)
@@ -115,6 +116,7 @@ class Parameters:
             for shard in self._shards:
                 shard.link.map_slot(len(self._slots), space, shard.held.start, shard.held.stop)
             self._slots.append(torch.from_numpy(space.array()))
+            self._drain()  # what came while the buffer was awaited
         return self._slots[number]
 
     def push(self, *, step: int, block: Block, slot: int, loss: float, integers: bytes) -> None:
@@ -164,22 +166,21 @@ class Parameters:
 
     def wait(self, timeout_seconds: float) -> None:
         """Returns when something has come, or after the time."""
-        if not self._drain():
-            self._poll.poll(timeout_seconds * 1000)
-            self._drain()
+        for descriptor, _ in self._poll.poll(timeout_seconds * 1000):
+            if descriptor in self._by_descriptor:
+                position, shard = self._by_descriptor[descriptor]
+                for frame in shard.link.receive():
+                    self._take(position, shard, frame)
 
     def close(self) -> None:
         for shard in self._shards:
             shard.link.close()
 
-    def _drain(self) -> bool:
-        """Takes in all that has come. True if there was anything."""
-        any_news = False
+    def _drain(self) -> None:
+        """Takes in all that has come."""
         for position, shard in enumerate(self._shards):
             for frame in shard.link.receive():
-                any_news = True
                 self._take(position, shard, frame)
-        return any_news
 
     def _take(self, position: int, shard: _Shard, frame: Frame) -> None:
         match frame.kind:
