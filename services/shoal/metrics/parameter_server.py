@@ -75,6 +75,33 @@ class ParameterServerMetrics:
             registry=registry,
         )
 
+    def of_transport(self, transport: str) -> "TransportFigures":
+        return TransportFigures(self, transport)
+
     def forget_job(self, job_id: str) -> None:
         """Removes the series of a job whose share is gone."""
         self.version.remove_by_labels({"job_id": job_id})
+
+
+class TransportFigures:
+    """One transport's metrics, looked up once: at a small step's size the look-up costs more than the sum."""
+
+    def __init__(self, metrics: ParameterServerMetrics, transport: str) -> None:
+        self._pushes = metrics.pushes.labels(transport, "accepted")
+        self._push_bytes = metrics.push_bytes.labels(transport)
+        self._push_seconds = metrics.push_seconds.labels(transport)
+        self._pulls = metrics.pulls.labels(transport, "fresh")
+        self._pull_bytes = metrics.pull_bytes.labels(transport)
+        self._pull_seconds = metrics.pull_seconds.labels(transport)
+
+    def pushed(self, size: int, seconds: float) -> None:
+        """A push of `size` bytes was taken in."""
+        self._pushes.inc()
+        self._push_bytes.inc(size)
+        self._push_seconds.observe(seconds)
+
+    def pulled(self, size: int, seconds: float) -> None:
+        """Weights of `size` bytes were sent."""
+        self._pulls.inc()
+        self._pull_bytes.inc(size)
+        self._pull_seconds.observe(seconds)

@@ -1,5 +1,6 @@
 """What every model family's config has."""
 
+import abc
 from typing import TYPE_CHECKING
 
 import pydantic
@@ -8,7 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class ModelConfig(pydantic.BaseModel):
+class ModelConfig(pydantic.BaseModel, abc.ABC):
     """`input_shape` and `classes` come from the dataset; a spec may give them where there is none (external jobs)."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -22,8 +23,8 @@ class ModelConfig(pydantic.BaseModel):
     )
     classes: int | None = pydantic.Field(None, ge=2, description="number of classes; default: the dataset's")
 
+    @abc.abstractmethod
     def build(self, *, input_shape: tuple[int, ...], classes: int) -> "nn.Module":
         """A module from (batch, *input_shape) float32 to (batch, classes) logits; torch's global generator draws the
         weights. Called by `catalog.build_model` only. Raises InvalidInput if the family cannot take that shape.
         """
-        raise NotImplementedError

@@ -6,21 +6,22 @@ itself counts from there. In torch: SequentialLR of LinearLR(start_factor=1 / (w
 CosineAnnealingLR.
 """
 
+import abc
 import math
 from typing import Annotated, Literal
 
 import pydantic
 
 
-class _Schedule(pydantic.BaseModel):
+class _Schedule(pydantic.BaseModel, abc.ABC):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     warmup_steps: int = pydantic.Field(0, ge=0, description="steps of linear warm-up in front")
 
+    @abc.abstractmethod
     def after_warmup(self, position: int, length: int) -> float:
         """The factor `position` steps after warm-up, of `length` steps that are left after it."""
-        raise NotImplementedError
 
 
 class ConstantSchedule(_Schedule):

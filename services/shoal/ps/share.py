@@ -1,11 +1,9 @@
 """A job's share on this shard: its slices of the weights, and the one place where they change."""
 
 import math
-import os
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,15 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import structlog
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.consistency import single_writer, sync
 from shoal.consistency.verdict import Outcome
 from shoal.core.errors import Corrupt, InvalidInput, NotFound, Refused, Stale, TrainingFailed
-from shoal.core.exact import expansion
 from shoal.core.facts import DatasetFacts
-from shoal.core.layout import PAGE, LayerKind, Layout, Slice, flatten, partition
-from shoal.core.layout import Share as Range
+from shoal.core.layout import Layout, Slice, flatten, partition
 from shoal.core.plan import Plan
 from shoal.core.tree import Block
 from shoal.jobspec.reading import load_spec
@@ -31,14 +27,14 @@ from shoal.models.catalog import build_model
 from shoal.models.integers import IntegerLayout
 from shoal.models.state import layers_of
 from shoal.optim.catalog import needs_whole_layers
-from shoal.optim.clipping import clip_scale, page_square_sums
-from shoal.optim.rules import AlternatingOptimizer
+from shoal.optim.clipping import clip_scale
 from shoal.optim.schedules import factor
 from shoal.ps.reduction import Reduction
 from shoal.ps.snapshot import Capture, Part
+from shoal.ps.weights import Weights, is_finite
 from shoal.wire.exchange.base import Session
 from shoal.wire.exchange.frames import Frame, Kind
-from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace, FloatArray, create_shared
+from shoal.wire.exchange.memory import ELEMENT_BYTES, FloatArray
 
 NON_FINITE_LIMIT = 3  # refused pushes in a row that end the attempt: units are pure, a fourth would be the same
 LOSSES_TOLD = 100_000  # steps in one progress report: far below a message's limit; the next report goes on
@@ -98,48 +94,11 @@ class SlicePush:
     version: int
 
 
-class _Figures:
-    """One transport's metrics, looked up once: at a small step's size the look-up costs more than the sum."""
-
-    def __init__(self, metrics: ParameterServerMetrics, transport: str) -> None:
-        self._pushes = metrics.pushes.labels(transport, "accepted")
-        self._push_bytes = metrics.push_bytes.labels(transport)
-        self._push_seconds = metrics.push_seconds.labels(transport)
-        self._pulls = metrics.pulls.labels(transport, "fresh")
-        self._pull_bytes = metrics.pull_bytes.labels(transport)
-        self._pull_seconds = metrics.pull_seconds.labels(transport)
-
-    def pushed(self, size: int, seconds: float) -> None:
-        self._pushes.inc()
-        self._push_bytes.inc(size)
-        self._push_seconds.observe(seconds)
-
-    def pulled(self, size: int, seconds: float) -> None:
-        self._pulls.inc()
-        self._pull_bytes.inc(size)
-        self._pull_seconds.observe(seconds)
-
-
-class _Memory:
-    """Both weight buffers, even and odd versions, as shared memory, tensors and per-slice parameters."""
-
-    def __init__(self, held: Range) -> None:
-        self.descriptors = (create_shared("shoal-even", held.length), create_shared("shoal-odd", held.length))
-        # Not at the drop: a handshake may be handing them out just then. Without this the memory is never freed.
-        for fd in self.descriptors:
-            weakref.finalize(self, os.close, fd)
-        arrays: list[FloatArray] = []
-        for fd in self.descriptors:
-            space = FlatSpace(held.length)
-            space.map_shared(0, held.length, fd, writable=True)
-            arrays.append(space.array())
-        self.arrays = (arrays[0], arrays[1])
-        self.flat = (torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]))
-
-
 class Share:
-    """Thread-safe. Frames come in through `receive` (see `wire.exchange.base.ShareEndpoint`), unary calls through
-    `push_slice` and `pull_slice`. The lock is held while a step is applied: nothing else may happen to it then.
+    """Decides who may change the weights and when, and tells everybody. Thread-safe.
+
+    Frames come in through `receive` (see `wire.exchange.base.ShareEndpoint`), unary calls through `push_slice` and
+    `pull_slice`. The lock is held while a step is applied: nothing else may happen to the weights then.
     """
 
     def __init__(
@@ -153,7 +112,7 @@ class Share:
         self.spec: JobSpec = load_spec(spec_json)
         self.facts: DatasetFacts | None = None
         self._metrics = metrics
-        self._figures = {name: _Figures(metrics, name) for name in ("shared_memory", "grpc", "unary")}
+        self._figures = {name: metrics.of_transport(name) for name in ("shared_memory", "grpc", "unary")}
         self._log = structlog.get_logger().bind(job_id=job_id)
         self._changed = threading.Condition(threading.RLock())
         self._sessions: set[Session] = set()
@@ -205,21 +164,9 @@ class Share:
         self.held = layout.shares[self.index]
         self.length = self.held.length
         self.is_lead = bool(layout.active) and layout.active[0].index == self.index
-        self._memory = _Memory(self.held)
-        state = model.state_dict()
-        for piece in self.held.slices:
-            source = state[piece.layer.name].reshape(-1)[piece.first : piece.last]
-            self._memory.flat[0][piece.offset : piece.offset + piece.elements].copy_(source)
-        self._memory.flat[1].copy_(self._memory.flat[0])
+        self._weights = Weights(model=model, held=self.held, optimizer=spec.optimizer)
         self._integer_layout = IntegerLayout(model)
         self._integers = self._integer_layout.capture(model)
-        trained = [piece for piece in self.held.slices if piece.layer.kind is LayerKind.PARAMETER]
-        self._trained = trained
-        self._statistics = [piece for piece in self.held.slices if piece.layer.kind is LayerKind.BUFFER]
-        self._trained_stop = max((_page_end(piece.offset + piece.elements) for piece in trained), default=0)
-        even, odd = ([nn.Parameter(_view(flat, piece)) for piece in trained] for flat in self._memory.flat)
-        self._optimizer = AlternatingOptimizer(spec.optimizer, even, odd) if trained else None
-        self._views: dict[int, list[Tensor]] = {}
         if facts is not None:
             self._plan = spec.plan(facts)
         self._total_steps = self._plan.total_steps if self._plan else (spec.training.steps or 0)
@@ -231,7 +178,7 @@ class Share:
         self._non_finite = 0
         self._awaiting_norm: _Contribution | None = None
         self._layout = layout
-        self._metrics.weight_bytes.inc(self.weight_bytes)
+        self._metrics.weight_bytes.inc(self._weights.size)
         self._version_metric = self._metrics.version.labels(self.job_id)
         self._version_metric.set(0)
         self._log.info("share_built", shard=self.index, elements=self.length, layers=len(self.held.slices))
@@ -246,7 +193,7 @@ class Share:
     @property
     def weight_bytes(self) -> int:
         """Of both versions; 0 before the model is known."""
-        return 2 * ELEMENT_BYTES * self.length if self._layout is not None else 0
+        return self._weights.size if self._layout is not None else 0
 
     def _start_reduction(self) -> None:
         self._reduction: Reduction[_Contribution] = Reduction(
@@ -275,16 +222,17 @@ class Share:
             if session in self._sessions:
                 self._sessions.discard(session)
                 self._metrics.trainers.labels(session.transport).dec()
+                self._weights.forget_buffers()
 
     def wants(self, step: int, block: Block) -> bool:
         with self._changed:
             return step == self.version and not self._awaiting_norm and not self._reduction.cover.covers(block)
 
     def weights(self, version: int) -> FloatArray:
-        return self._memory.arrays[version % 2]
+        return self._weights.arrays[version % 2]
 
     def weights_descriptor(self, parity: int) -> int:
-        return self._memory.descriptors[parity]
+        return self._weights.descriptors[parity]
 
     def weights_sent(self, session: Session, seconds: float) -> None:
         sent = 0 if session.transport == "shared_memory" else self.length * ELEMENT_BYTES
@@ -328,7 +276,7 @@ class Share:
             return
         began = time.perf_counter()
         gradient = torch.from_numpy(session.slot(frame.slot))
-        if not _finite(gradient) or not math.isfinite(frame.value):
+        if not is_finite(gradient) or not math.isfinite(frame.value):
             self._non_finite += 1
             reason = f"block {block} of step {frame.step} has values that are not finite (loss {frame.value})"
             if self._non_finite >= NON_FINITE_LIMIT:
@@ -367,8 +315,7 @@ class Share:
             self._apply(total)
             return
         self._awaiting_norm = total
-        pages = page_square_sums(total.gradient[: self._trained_stop])
-        self._squares = expansion(pages.tolist())
+        self._squares = self._weights.squares(total.gradient)
         for session in list(self._sessions):
             session.send(self._squares_frame())
 
@@ -384,20 +331,14 @@ class Share:
         total, self._awaiting_norm = self._awaiting_norm, None
         scale = clip_scale(frame.value, clip_norm)
         if scale < 1.0:
-            total.gradient[: self._trained_stop].mul_(scale)
+            self._weights.scale(total.gradient, scale)
         self._apply(total)
 
     def _apply(self, total: _Contribution) -> None:
         began = time.perf_counter()
         version = self.version
-        old, new = self._memory.flat[version % 2], self._memory.flat[(version + 1) % 2]
         self.touched = version + 1
-        new.copy_(old)
-        if self._optimizer is not None:
-            self._optimizer.step(version, self._gradient_views(total.gradient), self._learning_rate(version))
-        for piece in self._statistics:
-            where = slice(piece.offset, piece.offset + piece.elements)
-            new[where].copy_(total.gradient[where])
+        self._weights.advance(version, total.gradient, self._learning_rate(version))
         self._integers = total.integers
         self._losses.append(total.loss)
         self.version = version + 1
@@ -412,16 +353,6 @@ class Share:
         self._metrics.updates.inc()
         self._metrics.update_seconds.observe(seconds)
         self._version_metric.set(self.version)
-
-    def _gradient_views(self, gradient: Tensor) -> list[Tensor]:
-        """Per-slice views of a session's buffer, kept: making them costs more than a small step."""
-        key = gradient.data_ptr()
-        views = self._views.get(key)
-        if views is None:
-            if len(self._views) > 1024:  # buffers of sessions long gone
-                self._views.clear()
-            views = self._views[key] = [_view(gradient, piece) for piece in self._trained]
-        return views
 
     def _learning_rate(self, step: int) -> float:
         assert self.spec.optimizer is not None
@@ -498,32 +429,19 @@ class Share:
                 self._count_refusal("unary", "wrong_version")
                 return SlicePush(applied=False, reason=verdict.reason, version=held)
             gradient = torch.from_numpy(np.frombuffer(data, dtype="<f4").copy())
-            if not _finite(gradient):
+            if not is_finite(gradient):
                 self._count_refusal("unary", "not_finite")
                 raise InvalidInput(
                     f"gradient_data of layer {layer_name} has values that are not finite", field="gradient_data"
                 )
-            self._apply_slice(piece, gradient, held)
+            updating = time.perf_counter()
+            self._weights.advance_slice(piece, held, gradient, self._learning_rate(held))
+            self.layer_versions[layer_name] = held + 1
+            self.version = self.touched = min(self.layer_versions.values())
+            self._count_update(time.perf_counter() - updating)
+            self._changed.notify_all()
             self._figures["unary"].pushed(len(data), time.perf_counter() - began)
             return SlicePush(applied=True, reason="applied", version=held + 1)
-
-    def _apply_slice(self, piece: Slice, gradient: Tensor, version: int) -> None:
-        began = time.perf_counter()
-        where = slice(piece.offset, piece.offset + piece.elements)
-        old, new = self._memory.flat[version % 2], self._memory.flat[(version + 1) % 2]
-        new[where].copy_(old[where])
-        if piece.layer.kind is LayerKind.BUFFER:
-            new[where].copy_(gradient)
-        else:
-            assert self._optimizer is not None
-            whole = piece.layer.elements == piece.elements
-            shaped = gradient.view(piece.layer.shape) if whole else gradient
-            grads = [shaped if other is piece else None for other in self._trained]
-            self._optimizer.step(version, grads, self._learning_rate(version))
-        self.layer_versions[piece.layer.name] = version + 1
-        self.version = self.touched = min(self.layer_versions.values())
-        self._count_update(time.perf_counter() - began)
-        self._changed.notify_all()
 
     def pull_slice(self, layer_name: str) -> tuple[bytes, int]:
         """This shard's part of a layer, little-endian float32, and its version."""
@@ -531,8 +449,7 @@ class Share:
         with self._changed:
             piece = self._slice(layer_name)
             version = self.layer_version(layer_name)
-            flat = self._memory.arrays[version % 2]
-            data = flat[piece.offset : piece.offset + piece.elements].astype("<f4", copy=False).tobytes()
+            data = self._weights.slice_at(piece, version).numpy().astype("<f4", copy=False).tobytes()
         self._figures["unary"].pulled(len(data), time.perf_counter() - began)
         return data, version
 
@@ -617,8 +534,7 @@ class Share:
             parts: list[Part] = []
             for piece in self.layout.shares[self.index].slices:
                 name = piece.layer.name
-                flat = self._memory.flat[self.layer_version(name) % 2]
-                tensors[name] = flat[piece.offset : piece.offset + piece.elements].clone()
+                tensors[name] = self._weights.slice_at(piece, self.layer_version(name)).clone()
                 parts.append(Part(name=name, shape=piece.layer.shape, first=piece.first, last=piece.last))
             if self.is_lead:
                 for name, tensor in self._integer_layout.tensors(self._integers).items():
@@ -640,21 +556,6 @@ class Share:
         self._log.error("attempt_failed", reason=reason)
         self._end_sessions(reason)
         self._changed.notify_all()
-
-
-def _finite(values: Tensor) -> bool:
-    """One pass without a temporary: aminmax hands NaN on and shows both infinities."""
-    low, high = torch.aminmax(values)
-    return math.isfinite(low) and math.isfinite(high)
-
-
-def _view(flat: Tensor, piece: Slice) -> Tensor:
-    view = flat[piece.offset : piece.offset + piece.elements]
-    return view.view(piece.layer.shape) if piece.elements == piece.layer.elements else view
-
-
-def _page_end(offset: int) -> int:
-    return -(-offset // PAGE) * PAGE
 
 
 def _evaluation_frame(attempt: int, result: EvaluationResult) -> Frame:
