@@ -175,7 +175,11 @@ PARENT = """
 import os, subprocess, sys
 inbound, outbound = int(sys.argv[1]), int(sys.argv[2])
 trainer = subprocess.Popen(
-    [sys.executable, "-m", "shoal.worker.trainer"], stdin=inbound, pass_fds=(outbound,), start_new_session=True
+    [sys.executable, "-m", "shoal.worker.trainer"],
+    stdin=inbound,
+    pass_fds=(outbound,),
+    start_new_session=True,
+    env=os.environ | {"SHOAL_DIE_WITH_PARENT": str(os.getpid())},  # as an agent does
 )
 print(trainer.pid, flush=True)
 trainer.wait()
