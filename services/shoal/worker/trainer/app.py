@@ -138,6 +138,8 @@ class Training:
         torch.use_deterministic_algorithms(True)
         # Nothing here reads memory before it is written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if spec.resources.gpu and not torch.cuda.is_available():
+            raise TrainingFailed("resources.gpu: torch on this worker sees no GPU; install its CUDA build there")
         device = torch.device("cuda" if spec.resources.gpu else "cpu")
         try:
             dataset = open_dataset(
