@@ -97,13 +97,14 @@ class Cluster:
         """Returns once every process serves. Raises Unavailable with the last log lines of one that ended instead."""
         if self._port:
             processes.require_free_port(self._host, self._port)
-        else:
-            self._port = processes.free_port(self._host)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # All at once: servers and workers ask until the master is there, and importing torch takes them longer.
+            # The master first: it takes a free port itself, which nobody can take from it as from a port that was
+            # only looked up. It needs no torch and is there in less than a second.
             listening = ("--port", str(self._port), "--data-dir", str(self.folder / "master"))
-            self._start("master", "master", *listening, "--lease-seconds", str(LEASE_SECONDS))
+            master = self._start("master", "master", *listening, "--lease-seconds", str(LEASE_SECONDS))
+            told = processes.wait_ready([master], seconds=READY_SECONDS, pause=self._pause)
+            self._port = int(told["master"]["port"])
             for number in range(1, self._wanted_shards + 1):
                 name = f"ps-{number}"
                 self._start(name, "ps", *self._joining, "--server-id", name, "--data-dir", str(self.folder / name))

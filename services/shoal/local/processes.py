@@ -159,11 +159,3 @@ def require_free_port(host: str, port: int) -> None:
                 f"port {port} on {host}: {(error.strerror or 'not usable').lower()}; choose another one by --port",
                 field="port",
             ) from error
-
-
-def free_port(host: str) -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

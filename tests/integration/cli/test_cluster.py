@@ -9,9 +9,9 @@ import psutil
 import pytest
 import yaml
 
-from shoal.local.processes import free_port
 from tests.integration.cli.left import TAG, new_tag, none_left
 from tests.integration.cli.test_run import SPEC
+from tests.ports import free_port
 from tests.unit.cli.shell import Done, shoal
 
 pytestmark = pytest.mark.timeout(180)

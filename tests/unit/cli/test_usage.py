@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from shoal.jobspec.spec import JobSpec
-from shoal.local.processes import free_port
+from tests.ports import free_port
 from tests.unit.cli.shell import shoal
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

@@ -13,6 +13,7 @@ from shoal.core.errors import DeadlineExceeded, InvalidInput, Unavailable
 from shoal.local import processes
 from shoal.local.detached import Recorded
 from shoal.local.processes import MARK, Member
+from tests.ports import free_port
 
 SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -74,7 +75,7 @@ def test_a_taken_port_is_refused_with_what_to_do():
         other.listen()
         with pytest.raises(InvalidInput, match=r"address already in use; choose another one by --port"):
             processes.require_free_port("127.0.0.1", other.getsockname()[1])
-    processes.require_free_port("127.0.0.1", processes.free_port("127.0.0.1"))
+    processes.require_free_port("127.0.0.1", free_port())
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from shoal.core.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable
 from shoal.core.job import Phase
-from shoal.local.processes import free_port
 from shoal.sdk import Client
+from tests.ports import free_port
 from tests.unit.sdk.fake_master import FakeMaster, Script, job
 
 SPEC = {"name": "digits", "model": {"type": "mlp"}}

@@ -5,9 +5,9 @@ import grpc
 import pytest
 
 from shoal.core import errors
-from shoal.local.processes import free_port
 from shoal.wire.options import channel_options, open_channel, server_options
 from shoal.wire.status import TABLE, answered, raised_from_call, was_cut_off
+from tests.ports import free_port
 
 ERRORS = [
     cls
