@@ -71,7 +71,10 @@ def expected_weights(shards: Shards, steps: int) -> dict[str, Tensor]:
 
 
 def held_weights(shards: Shards, parameters: Parameters) -> dict[str, Tensor]:
-    flat = parameters.flat(parameters.version)
+    for _ in range(100):  # None: other news came before the weights; a trainer asks again
+        if (flat := parameters.flat(parameters.version)) is not None:
+            break
+        parameters.wait(0.1)
     assert flat is not None
     return {
         layer.name: flat[offset : offset + layer.elements].view(layer.shape).clone()
