@@ -5,7 +5,7 @@ import pytest
 import sklearn.datasets
 
 from shoal.core.errors import InvalidInput
-from shoal.data.builtin import NAMES
+from shoal.data.builtin import NAMES, read_table
 from shoal.data.catalog import open_dataset
 from shoal.data.split import Dataset
 from shoal.data.splitting import split_positions
@@ -32,6 +32,14 @@ def test_digits_are_scikit_learns_scaled_to_one() -> None:
         assert (x.dtype, y.dtype) == (np.float32, np.int64)
         assert np.array_equal(x * 16, source.images[where][:, np.newaxis])
         assert np.array_equal(y, source.target[where])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_is_scikit_learns(name: str) -> None:
+    source = getattr(sklearn.datasets, f"load_{name}")()
+    values_SF, y = read_table(name)
+    assert np.array_equal(values_SF, source.data)
+    assert np.array_equal(y, source.target)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"digits"}))
