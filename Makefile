@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check protos bench
+.PHONY: setup demo test images test-cluster check generate protos bench
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -32,9 +32,25 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python tools/protos.py check
 	$(BIN)/python tools/reference.py check
+	$(BIN)/python tools/chart.py check
+
+# After changes of settings, commands, job specs or chart values: the files that are made from them.
+generate: setup
+	$(BIN)/python tools/protos.py write
+	$(BIN)/python tools/reference.py write
+	$(BIN)/python tools/chart.py write
+	$(BIN)/python -m shoal.jobspec > docs/job.schema.json
 
 protos: setup
 	$(BIN)/python tools/protos.py write
+
+# With docker, podman or buildah: docs/images.md.
+images: setup
+	$(BIN)/python tools/images.py
+
+# KUBECONFIG names the cluster; its nodes have the images, or can pull them: docs/operate.md, "Testing a cluster".
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster -m cluster
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks

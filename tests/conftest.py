@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.local import Cluster
+from tests.postgres import PostgresServer, running_server
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +13,10 @@ def cluster() -> Iterator[Cluster]:
     """Three workers and three parameter servers, undisturbed, for all tests of this process that want one."""
     with Cluster(workers=3, shards=3, worker_options=("--max-concurrent-jobs", "2")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real server of this test process, or a skip that says why there is none."""
+    with running_server() as server:
+        yield server

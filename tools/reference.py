@@ -73,9 +73,9 @@ def described(field: FieldInfo) -> str:
 
 def commands() -> Iterator[str]:
     root: Any = typer.main.get_command(app)
-    for name, command in root.commands.items():
+    for name, command in leaves(root, "shoal"):
         arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-        usage = " ".join(["shoal", name, *(argument.metavar or argument.name.upper() for argument in arguments)])
+        usage = " ".join([name, *(argument.metavar or argument.name.upper() for argument in arguments)])
         yield f"### `{usage}`\n"
         yield f"{' '.join(command.help.split())}\n"
         options = [p for p in command.params if p.param_type_name == "option" and not p.hidden and p.name != "help"]
@@ -85,6 +85,15 @@ def commands() -> Iterator[str]:
             told = f" Default: {getattr(preset, 'value', preset)}." if preset != "" else ""
             yield f"* `{shown}`: {option.help}{told}"
         yield "" * bool(options)
+
+
+def leaves(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every command by its whole name, those of groups of commands too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
 
 
 def cli_page(page: str) -> str:

@@ -1,4 +1,4 @@
-"""Imports go one way, and what only asks or decides does not load torch."""
+"""Imports go one way, and what only asks or decides loads neither torch nor, in the master, numpy."""
 
 import subprocess
 import sys
@@ -28,6 +28,13 @@ def test_torch_is_not_loaded_by(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr or f"{module} imports torch"
+
+
+@pytest.mark.parametrize("module", ["shoal.jobspec.reading", "shoal.master.app", "shoal.master.store.sql"])
+def test_the_master_starts_without_numpy(module):
+    code = f"import sys; sys.modules['numpy'] = sys.modules['safetensors'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ CLIENT = [
     "list",
     "logs",
     "parameter_servers",
+    "reach",
     "submit",
     "validate",
     "wait",

@@ -1,24 +1,30 @@
-"""What every job store promises, run over each implementation."""
+"""What every store promises, run over each implementation; and what those promise that last."""
 
 import asyncio
 import contextlib
-import sqlite3
+import math
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+import sqlalchemy.ext.asyncio
 
-from shoal.core.errors import AlreadyExists, InvalidInput, NotFound, Refused, Stale, Unavailable
+from shoal.core.errors import AlreadyExists, Deposed, NotFound, Refused, Stale, Unavailable
 from shoal.core.job import Event, Job, Phase, Requirements, Results, ShardAddress, ShardFile
 from shoal.master import transitions
-from shoal.master.store.base import Evaluation, JobStore, Limits, LogLine, Placement, Summary
-from shoal.master.store.memory import MemoryJobStore
-from shoal.master.store.sql import open_sql_store
+from shoal.master.store import rows
+from shoal.master.store.base import Database, Evaluation, JobStore, Limits, LogLine, Placement, Summary, Transition
+from shoal.master.store.migrate import upgrade
+from shoal.master.store.opening import open_database
+from shoal.master.store.schema import metadata
+from shoal.master.store.sqlite import SHARED, open_sqlite
 
 LIMITS = Limits(log_lines=10, events=12)
-Open = Callable[[], "contextlib.AbstractAsyncContextManager[JobStore]"]
+KINDS = ["memory", "sqlite", "sqlite of several connections", "postgresql"]
+LASTING = ["sqlite", "postgresql"]
 
 
 def job(job_id: str = "digits-1", *, key: str = "", submitted_at: float = 100.0) -> Job:
@@ -58,15 +64,40 @@ PLACEMENT = Placement(
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
-    opened: JobStore
-    if request.param == "memory":
-        opened = MemoryJobStore(limits=LIMITS)
-    else:
-        opened = await open_sql_store(f"sqlite:///{tmp_path / 'jobs.db'}", limits=LIMITS)
-    yield opened
-    await opened.close()
+async def opened(url: str) -> Database:
+    return await open_database(url, limits=LIMITS, connections=4, timeout_seconds=5, lease_seconds=10)
+
+
+async def led(database: Database, *, by: str = "m1") -> JobStore:
+    """The job store in the hands of a master that has just taken the lead."""
+    seen = await database.look()
+    epoch = await database.take(seen, incarnation=by, host="host", lease_seconds=10, unattended=True)
+    return database.jobs(epoch)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    with contextlib.ExitStack() as stack:
+        if kind == "memory":
+            database = await opened("memory://")
+        elif kind == "sqlite":
+            database = await opened(f"sqlite:///{tmp_path / 'jobs.db'}")
+        elif kind == "postgresql":
+            database = await opened(stack.enter_context(request.getfixturevalue("postgres").database()))
+        else:
+            database = await open_sqlite(f"sqlite:///{tmp_path / 'jobs.db'}", limits=LIMITS, layout=SHARED)
+        yield database
+        await database.close()
+
+
+@pytest.fixture
+async def store(database: Database) -> JobStore:
+    return await led(database)
 
 
 async def begun(store: JobStore, job_id: str = "digits-1") -> Job:
@@ -74,7 +105,7 @@ async def begun(store: JobStore, job_id: str = "digits-1") -> Job:
     return await store.apply(begin_of(submission.job))
 
 
-def begin_of(job: Job) -> transitions.Transition:
+def begin_of(job: Job) -> Transition:
     return transitions.begin(job, servers=("ps-0", "ps-1"), at=101.0, reason="WorkersFound", message="2 workers")
 
 
@@ -290,6 +321,16 @@ async def test_the_placement_belongs_to_one_attempt(store):
     assert await store.placements() == {}
 
 
+async def test_an_event_beside_the_phases_is_kept_in_its_place(store):
+    await begun(store)
+    oom = Event(at=102.0, phase=Phase.STARTING, reason="PodOOMKilled", message="w-0 ran out of memory")
+    await store.add_event("digits-1", oom)
+    assert (await store.events("digits-1"))[-1] == oom
+    assert (await store.get("digits-1")).reason == "WorkersFound"
+    with pytest.raises(NotFound):
+        await store.add_event("x", oom)
+
+
 async def test_only_the_newest_events_are_kept(store):
     await begun(store)
     for number in range(20):
@@ -335,32 +376,149 @@ async def test_pruning_keeps_live_jobs_and_the_newest_ended_ones(store):
     assert await store.prune(ended_kept=2) == 0
 
 
-# What only a file can show.
+async def test_text_with_nul_and_a_loss_that_is_no_number_are_kept(store):
+    """PostgreSQL has no NUL in texts, and SQLite makes NULL of NaN: neither may cost a job its log."""
+    await begun(store)
+    await store.append_logs("digits-1", [LogLine(at=1.0, worker_id="w", text="a\0b\N{FISH}")])
+    assert (await store.logs("digits-1", after=0, limit=9))[0].text in ("a\0b\N{FISH}", "a\N{SYMBOL FOR NULL}b\N{FISH}")
+    wanted = (
+        Evaluation(version=5, accuracy=0.5, loss=math.nan),
+        Evaluation(version=6, accuracy=0.5, loss=math.inf),
+    )
+    await store.save_evaluations("digits-1", attempt=1, evaluations=wanted)
+    first, second = await store.evaluations("digits-1")
+    assert math.isnan(first.loss)
+    assert second.loss == math.inf
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'folder' / 'jobs.db'}"
+async def test_concurrent_writes_to_one_job_are_numbered_without_gap(store):
+    await begun(store)
+    await asyncio.gather(
+        *(store.append_logs("digits-1", [LogLine(at=1.0, worker_id="w", text=str(n))]) for n in range(8)),
+        *(
+            store.add_event("digits-1", Event(at=float(n), phase=Phase.STARTING, reason="x", message=""))
+            for n in range(8)
+        ),
+    )
+    assert [line.sequence for line in await store.logs("digits-1", after=0, limit=99)] == list(range(1, 9))
+    assert len(await store.events("digits-1")) == 10
+
+
+# Which master may write.
+
+
+async def test_each_master_that_takes_the_lead_begins_a_new_epoch(database):
+    assert (await database.look()).incarnation == ""
+    before = (await database.look()).epoch
+    await led(database, by="m1")
+    await led(database, by="m2")
+    leader = await database.look()
+    assert (leader.epoch, leader.incarnation, leader.host) == (before + 2, "m2", "host")
+
+
+async def test_of_two_masters_that_see_the_same_one_takes_the_lead(database):
+    seen = await database.look()
+    outcomes = await asyncio.gather(
+        *(database.take(seen, incarnation=f"m{n}", host="h", lease_seconds=10) for n in range(4)),
+        return_exceptions=True,
+    )
+    assert sum(outcome == seen.epoch + 1 for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, Stale) for outcome in outcomes) == 3
+
+
+async def test_no_write_of_an_earlier_epoch_changes_anything(database):
+    old = await led(database, by="m1")
+    await begun(old, "running")
+    await succeeded(old, "ended", submitted_at=90.0)
+    new = await led(database, by="m2")
+    running = await new.get("running")
+    events = await new.events("running")
+    event = Event(at=102.0, phase=Phase.STARTING, reason="x", message="")
+    for write in (
+        lambda: old.submit(job("new"), spec_hash="h"),
+        lambda: old.apply(transitions.first_step("running", attempt=1, at=103.0, message="")),
+        lambda: old.place("running", attempt=1, placement=PLACEMENT, event=event),
+        lambda: old.add_event("running", event),
+        lambda: old.save_evaluations("running", attempt=1, evaluations=[Evaluation(version=1, accuracy=0.5, loss=1.0)]),
+        lambda: old.append_logs("running", [LogLine(at=1.0, worker_id="w", text="t")]),
+        lambda: old.prune(ended_kept=0),
+    ):
+        with pytest.raises(Deposed, match=r"epoch \d+ and may not write any more: master m2 on host leads, in epoch"):
+            await write()
+    assert await new.get("running") == running
+    assert await new.events("running") == events
+    assert await new.evaluations("running") == ()
+    assert await new.logs("running", after=0, limit=9) == ()
+    assert await new.placements() == {}
+    assert [found.job_id for found in await new.jobs()] == ["running", "ended"]
+
+
+async def test_only_the_leader_renews_and_resigns(database):
+    await led(database, by="m1")
+    first = (await database.look()).epoch
+    await database.renew(first, lease_seconds=10)
+    await led(database, by="m2")
+    with pytest.raises(Deposed):
+        await database.renew(first, lease_seconds=10)
+    await database.resign(first)
+    assert (await database.look()).incarnation == "m2"
+    await database.resign(first + 1)
+    assert (await database.look()).incarnation == ""
+
+
+# What only a store that lasts can show.
+
+
+@pytest.fixture(params=LASTING)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a new database."""
+    if request.param == "postgresql":
+        with request.getfixturevalue("postgres").database() as url:
+            yield url
+    else:
+        yield f"sqlite:///{tmp_path / 'folder' / 'jobs.db'}"
+
+
+@pytest.fixture(params=LASTING)
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a database without tables."""
+    if request.param == "postgresql":
+        with request.getfixturevalue("postgres").database(empty=True) as url:
+            yield url
+    else:
+        yield f"sqlite:///{tmp_path / 'jobs.db'}"
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncIterator[JobStore]:
-    store = await open_sql_store(url, limits=LIMITS)
+async def reopened(url: str) -> AsyncIterator[JobStore]:
+    database = await opened(url)
     try:
-        yield store
+        yield await led(database)
     finally:
-        await store.close()
+        await database.close()
 
 
-async def test_a_reopened_file_has_everything(url):
-    async with opened(url) as store:
+@contextlib.asynccontextmanager
+async def raw(url: str) -> AsyncIterator[sa.ext.asyncio.AsyncConnection]:
+    """A connection, with its transaction, behind the store's back."""
+    driver = url.replace("sqlite://", "sqlite+aiosqlite://").replace("postgresql://", "postgresql+asyncpg://")
+    engine = sa.ext.asyncio.create_async_engine(driver)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def test_a_reopened_store_has_everything(url):
+    async with reopened(url) as store:
         done = await succeeded(store, "done", submitted_at=100.0)
         running = await begun(store, "running")
         await store.place("running", attempt=1, placement=PLACEMENT, event=None)
         await store.append_logs("running", [LogLine(at=1.0, worker_id="w", text="hello")])
         await store.submit(job("keyed", key="k"), spec_hash="h")
         events = await store.events("done")
-    async with opened(url) as store:
+    async with reopened(url) as store:
         assert await store.get("done") == done
         assert await store.get("running") == running
         assert await store.placements() == {"running": PLACEMENT}
@@ -368,74 +526,97 @@ async def test_a_reopened_file_has_everything(url):
         assert await store.losses("done") == array("d", [1.0, 0.5])
         assert [line.text for line in await store.logs("running", after=0, limit=9)] == ["hello"]
         assert not (await store.submit(job("again", key="k"), spec_hash="h")).created
+        with pytest.raises(AlreadyExists):
+            await store.submit(job("again", key="k"), spec_hash="other")
+
+
+async def test_the_epoch_rises_with_each_start(url):
+    epochs = []
+    for _ in range(3):
+        async with contextlib.AsyncExitStack() as stack:
+            database = await opened(url)
+            stack.push_async_callback(database.close)
+            await led(database)
+            epochs.append((await database.look()).epoch)
+    assert epochs == [1, 2, 3]
 
 
 async def test_a_cancelled_caller_does_not_tear_a_write(url):
-    async with opened(url) as store:
+    async with reopened(url) as store:
         writes = [asyncio.ensure_future(store.submit(job(f"j-{n}"), spec_hash="h")) for n in range(5)]
         await asyncio.sleep(0)
         for write in writes:
             write.cancel()
         await asyncio.gather(*writes, return_exceptions=True)
-    async with opened(url) as store:
+    async with reopened(url) as store:
         for found in await store.jobs():
             assert len(await store.events(found.job_id)) == 1
 
 
-async def test_a_second_opener_is_refused_in_one_line(url):
-    async with opened(url):
-        with pytest.raises(InvalidInput, match="another process has it open") as caught:
-            await open_sql_store(url, limits=LIMITS)
-    assert "\n" not in str(caught.value)
-
-
-async def test_a_newer_schema_is_refused_in_one_line(url, tmp_path):
-    async with opened(url):
+async def test_a_store_that_is_broken_is_unavailable_and_not_an_answer(url):
+    async with reopened(url):
         pass
-    with contextlib.closing(sqlite3.connect(tmp_path / "folder" / "jobs.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        connection.commit()
+    async with raw(url) as connection:  # the nearest to a broken disk that a test can have
+        await connection.execute(sa.text("DROP TABLE events"))
+    async with reopened(url) as store:
+        with pytest.raises(Unavailable, match="events") as caught:
+            await store.submit(job("digits-2"), spec_hash="h")
+        assert "\n" not in str(caught.value)
+        assert await store.jobs() == ()
+
+
+# The schema.
+
+
+async def test_a_newer_schema_is_refused_in_one_line(url):
+    async with reopened(url):
+        pass
+    async with raw(url) as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(Refused, match="schema 9999 is newer") as caught:
-        await open_sql_store(url, limits=LIMITS)
+        await opened(url)
     assert "\n" not in str(caught.value)
 
 
-async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path):
-    (tmp_path / "jobs.db").write_bytes(b"not a database, but long enough to have a header " * 20)
-    with pytest.raises(InvalidInput, match="not a database") as caught:
-        await open_sql_store(f"sqlite:///{tmp_path / 'jobs.db'}", limits=LIMITS)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("bad", ["nonsense", "mysql://host/x", "sqlite://", "sqlite:////proc/none/jobs.db"])
-async def test_a_store_that_cannot_be_is_refused(bad):
-    with pytest.raises(InvalidInput):
-        await open_sql_store(bad, limits=LIMITS)
-
-
-async def test_a_store_that_is_gone_is_unavailable_and_not_an_answer(url):
-    store = await open_sql_store(url, limits=LIMITS)
-    await store.submit(job(), spec_hash="h")
-    async with store._engine.begin() as connection:  # the nearest to a broken disk that a test can have
-        await connection.exec_driver_sql("DROP TABLE events")
-    with pytest.raises(Unavailable):
-        await store.submit(job("digits-2"), spec_hash="h")
-    assert [found.job_id for found in await store.jobs()] == ["digits-1"]
-    await store.close()
-
-
-async def test_migrations_lead_to_the_schema_of_the_code(url):
+async def test_migrations_lead_to_the_schema_of_the_code(empty):
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from shoal.master.store.schema import metadata
-
-    store = await open_sql_store(url, limits=LIMITS)
-    async with store._engine.begin() as connection:
-        differences = await connection.run_sync(
+    async with reopened(empty):
+        pass
+    async with raw(empty) as connection:
+        assert not await connection.run_sync(
             lambda inner: compare_metadata(MigrationContext.configure(inner), metadata)
         )
-        journal = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar()
-    await store.close()
-    assert differences == []
-    assert journal == 2  # FULL
+
+
+async def test_an_older_database_keeps_its_jobs_through_every_migration(empty):
+    """Written with the statements of the revision that had no more than these columns."""
+    old = job("old", key="k")
+    async with raw(empty) as connection:
+        await connection.run_sync(lambda inner: upgrade(inner, name="old", revision="0001"))
+        row = rows.job_to_row(replace(old, phase=Phase.STARTING, attempt=2), spec_hash="h")
+        assert set(row) <= {
+            "job_id", "name", "spec_json", "spec_hash", "requirements", "phase", "reason", "message", "attempt",
+            "submitted_at", "started_at", "finished_at", "idempotency_key", "servers", "placement", "results",
+            "files", "summary",
+        }  # fmt: skip
+        columns = ", ".join(row)
+        await connection.execute(
+            sa.text(f"INSERT INTO jobs ({columns}) VALUES ({', '.join(f':{column}' for column in row)})"), row
+        )
+        await connection.execute(
+            sa.text("INSERT INTO events VALUES ('old', 1, 100.0, 'PENDING', 'Submitted', 'long ago')")
+        )
+        await connection.execute(sa.text("INSERT INTO logs VALUES ('old', 1, 100.0, 'w', 'hello')"))
+        await connection.execute(sa.text("INSERT INTO evaluations VALUES ('old', 0, 5, 0.5, 1.25)"))
+        await connection.execute(
+            sa.text("INSERT INTO curves VALUES ('old', :losses)"), {"losses": array("d", [0.5]).tobytes()}
+        )
+    async with reopened(empty) as store:
+        assert await store.get("old") == replace(old, phase=Phase.STARTING, attempt=2)
+        assert [event.message for event in await store.events("old")] == ["long ago"]
+        assert [line.text for line in await store.logs("old", after=0, limit=9)] == ["hello"]
+        assert await store.evaluations("old") == (Evaluation(version=5, accuracy=0.5, loss=1.25),)
+        assert await store.losses("old") == array("d", [0.5])
+        assert not (await store.submit(job("again", key="k"), spec_hash="h")).created

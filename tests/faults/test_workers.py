@@ -111,6 +111,36 @@ def test_a_killed_trainer_is_replaced_by_its_agent_within_the_attempt(undisturbe
         job = run(cluster, spec_of(), observe)
         assert killed
         assert "trainer_crashed" in cluster.log("worker-1")
+    (told,) = [event.message for event in job.events if event.reason == "TrainerRestarted"]
+    assert told == "worker-1: the trainer was killed by SIGKILL; it was started again (1)"
+    assert_same(job, undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_told_to_end_hands_its_ranks_back_and_ends_in_time(undisturbed: JobView, workers: int) -> None:
+    """SIGTERM; where it was the only one, the job waits for the next."""
+    ended: list[float] = []
+
+    def observe(view: JobView) -> None:
+        if view.step >= 300 and not ended and not view.ended:
+            (leaver,) = [psutil.Process(member.pid) for member in cluster.members if member.name == "worker-1"]
+            began = time.monotonic()
+            leaver.terminate()
+            (process,) = [member.process for member in cluster.members if member.name == "worker-1"]
+            assert process.wait(timeout=SECONDS) == 0
+            ended.append(time.monotonic() - began)
+            if workers == 1:
+                cluster.add_worker()
+
+    with running(workers) as cluster:
+        job = run(cluster, spec_of(), observe)
+        assert ended
+        assert ended[0] < 10, "it waited for something"
+        log = cluster.log("master")
+    assert "member_left" in log
+    assert "member_lost" not in log
+    expected = "NoWorkers" if workers == 1 else "WorkerLeft"
+    assert expected in [event.reason for event in job.events]
     assert_same(job, undisturbed)
 
 

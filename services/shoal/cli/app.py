@@ -7,9 +7,9 @@ import typer
 from typer.exceptions import TyperException
 
 from shoal import __version__
-from shoal.cli import cluster, evaluate, jobs, run, stopping
+from shoal.cli import cluster, connect, contexts, evaluate, jobs, run, stopping
 from shoal.cli.exits import Exit, of_error
-from shoal.cli.options import Master
+from shoal.cli.options import ContextName, Master
 from shoal.core.errors import ShoalError
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ app.command("wait", rich_help_panel=_JOBS)(jobs.wait)
 app.command("logs", rich_help_panel=_JOBS)(jobs.logs)
 app.command("cancel", rich_help_panel=_JOBS)(jobs.cancel)
 app.command("download", rich_help_panel=_JOBS)(jobs.download)
+app.command("connect", rich_help_panel=_CLUSTER)(connect.connect)
+app.add_typer(contexts.app, name="contexts", rich_help_panel=_CLUSTER)
 app.command("workers", rich_help_panel=_CLUSTER)(jobs.workers)
 app.command("ps", rich_help_panel=_CLUSTER)(jobs.parameter_servers)
 
@@ -52,13 +54,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    context: typer.Context,
+    root: typer.Context,
     master: Master = "",
+    context: ContextName = "",
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    context.obj = {"master": master}
+    root.obj = {"master": master, "context": context}
 
 
 def main() -> None:
@@ -72,7 +75,9 @@ def main() -> None:
     except typer.Abort:
         _fail("aborted", Exit.FAILED)
     except TyperException as error:
-        _fail(f"{error.format_message()} See '{_command_of(error)} --help'.", Exit(error.exit_code))
+        if not (text := error.format_message()):  # nothing was asked for, and the help has been shown
+            sys.exit(error.exit_code)
+        _fail(f"{text} See '{_command_of(error)} --help'.", Exit(error.exit_code))
     except BrokenPipeError:  # the reader of a pipe has gone, as in `shoal list | head -1`
         sys.stderr.close()
         sys.exit(Exit.OK)

@@ -7,9 +7,11 @@ import typer
 from shoal.cli import output as out
 from shoal.cli.exits import Exit
 from shoal.cli.options import DataRoots, Format, Output, worker_options
+from shoal.cli.reaching import LOCAL_CONTEXT
 from shoal.core.errors import NotFound, ShoalError
 from shoal.local import detached
 from shoal.sdk import Client
+from shoal.sdk.contexts import Context, ContextFile
 
 
 def up(
@@ -20,8 +22,15 @@ def up(
     data_roots: DataRoots = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Start a cluster on this machine that stays until 'shoal down'."""
+    """Start a cluster on this machine that stays until 'shoal down'. It becomes the current context, 'local'."""
+    contexts = ContextFile()
+    contexts.read()  # a damaged file is told before anything starts
     state = detached.up(workers=workers, shards=shards, host=host, port=port, worker_options=worker_options(data_roots))
+    try:
+        contexts.store(Context(name=LOCAL_CONTEXT, address=state.address, command="shoal up"))
+    except BaseException:
+        detached.down(state)
+        raise
     if output is Format.TABLE:
         print(f"master at {state.address}, {shards} parameter servers, {workers} workers; logs in {state.folder}")
     else:
@@ -45,11 +54,14 @@ def status(output: Output = Format.TABLE) -> None:
 
 
 def down(output: Output = Format.TABLE) -> None:
-    """End the cluster that 'shoal up' started; nothing of it is left."""
+    """End the cluster that 'shoal up' started; nothing of it is left, and the context before it is current again."""
     state = detached.find()
     if state is None:
         raise NotFound("no cluster; there is nothing to end")
     ended = detached.down(state)
+    contexts = ContextFile()
+    if contexts.read().find(LOCAL_CONTEXT) is not None:
+        contexts.remove(LOCAL_CONTEXT)
     if output is Format.TABLE:
         print(f"{ended} processes ended, none left")
     else:

@@ -7,24 +7,28 @@ import typer
 
 from shoal.cli import output as out
 from shoal.cli.exits import Exit, of_phase
-from shoal.cli.options import Format, JobId, Master, Output, SpecFile, address_of
+from shoal.cli.options import ContextName, Format, JobId, Master, Output, SpecFile
 from shoal.cli.progress import display
+from shoal.cli.reaching import reached
 from shoal.core.errors import DeadlineExceeded, InvalidInput
 from shoal.core.job import Phase
 from shoal.sdk import Client, JobView
+from shoal.sdk.client import read_spec
 
 
 def submit(
-    context: typer.Context,
+    root: typer.Context,
     spec: SpecFile,
     idempotency_key: Annotated[str, typer.Option(help="Repeating a submit with the same key gives the same job.")] = "",
     watch_it: Annotated[bool, typer.Option("--watch", "-w", help="Then watch the job until it ends.")] = False,
     master: Master = "",
+    context: ContextName = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Hand in a job. Prints its id."""
-    with Client(address_of(master, context)) as client:
-        submitted = client.submit(spec, idempotency_key=idempotency_key or None)
+    job_spec = read_spec(spec)  # whatever is wrong with it is told before anybody is asked
+    with reached(root, master=master, context=context) as client:
+        submitted = client.submit(job_spec, idempotency_key=idempotency_key or None)
         if watch_it:
             out.say(f"job {submitted.job_id}")
             _watch(client, submitted.job_id, output)
@@ -34,65 +38,74 @@ def submit(
             out.show({"job_id": submitted.job_id, "created": submitted.created}, output, {})
 
 
-def get(context: typer.Context, job: JobId, master: Master = "", output: Output = Format.TABLE) -> None:
+def get(
+    root: typer.Context, job: JobId, master: Master = "", context: ContextName = "", output: Output = Format.TABLE
+) -> None:
     """Show one job."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         _show_job(client.get(job), output)
 
 
 def list_jobs(
-    context: typer.Context,
+    root: typer.Context,
     phase: Annotated[list[str] | None, typer.Option(help="Only jobs in this phase; may be repeated.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="At most so many, newest first; 0: all.")] = 0,
     master: Master = "",
+    context: ContextName = "",
     output: Output = Format.TABLE,
 ) -> None:
     """List jobs, newest first."""
     phases = tuple(map(_phase, phase or ()))
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         jobs = client.list(phases=phases, limit=limit)
     documents = [out.job_row(job) if output is Format.TABLE else out.job_document(job) for job in jobs]
     out.show(documents, output, out.JOB_COLUMNS)
 
 
-def describe(context: typer.Context, job: JobId, master: Master = "", output: Output = Format.TABLE) -> None:
+def describe(
+    root: typer.Context, job: JobId, master: Master = "", context: ContextName = "", output: Output = Format.TABLE
+) -> None:
     """Show one job with its events, evaluations and spec."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         out.show_one(out.described_document(client.get(job)), output)
 
 
-def watch(context: typer.Context, job: JobId, master: Master = "", output: Output = Format.TABLE) -> None:
+def watch(
+    root: typer.Context, job: JobId, master: Master = "", context: ContextName = "", output: Output = Format.TABLE
+) -> None:
     """Follow a job until it ends; the exit code tells how."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         _watch(client, job, output)
 
 
 def wait(
-    context: typer.Context,
+    root: typer.Context,
     job: JobId,
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds; then exit code 124.")] = None,
     master: Master = "",
+    context: ContextName = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Wait until a job has ended; the exit code tells how."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         ended = client.wait(job, timeout=timeout)
     _show_job(ended, output)
     _exit_by(ended)
 
 
 def logs(
-    context: typer.Context,
+    root: typer.Context,
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     master: Master = "",
+    context: ContextName = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Print what a job's trainers have logged. With -o json one object per line."""
     import json
     from dataclasses import asdict
 
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         for line in client.logs(job, follow=follow):
             match output:
                 case Format.TABLE:
@@ -103,9 +116,11 @@ def logs(
                     out.show([asdict(line)], output, {})
 
 
-def cancel(context: typer.Context, job: JobId, master: Master = "", output: Output = Format.TABLE) -> None:
+def cancel(
+    root: typer.Context, job: JobId, master: Master = "", context: ContextName = "", output: Output = Format.TABLE
+) -> None:
     """End a job early. A job that has ended already stays as it is."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         phase = client.cancel(job)
     if output is Format.TABLE:
         print(f"{job} {phase.value}")
@@ -113,27 +128,30 @@ def cancel(context: typer.Context, job: JobId, master: Master = "", output: Outp
         out.show({"job_id": job, "phase": phase.value}, output, {})
 
 
-def workers(context: typer.Context, master: Master = "", output: Output = Format.TABLE) -> None:
+def workers(root: typer.Context, master: Master = "", context: ContextName = "", output: Output = Format.TABLE) -> None:
     """List the cluster's workers."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         out.show([out.worker_document(worker) for worker in client.workers()], output, out.WORKER_COLUMNS)
 
 
-def parameter_servers(context: typer.Context, master: Master = "", output: Output = Format.TABLE) -> None:
+def parameter_servers(
+    root: typer.Context, master: Master = "", context: ContextName = "", output: Output = Format.TABLE
+) -> None:
     """List the cluster's parameter servers."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         out.show([out.server_document(server) for server in client.parameter_servers()], output, out.SERVER_COLUMNS)
 
 
 def download(
-    context: typer.Context,
+    root: typer.Context,
     job: JobId,
     folder: Annotated[Path, typer.Argument(help="Where to save config.json and model.safetensors.")],
     master: Master = "",
+    context: ContextName = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Save a finished job's model."""
-    with Client(address_of(master, context)) as client:
+    with reached(root, master=master, context=context) as client:
         saved = client.download(job, folder)
     document = {"folder": str(saved.folder), "weights_sha256": saved.weights_sha256, "size": saved.size}
     out.show_one(document, output)
@@ -144,8 +162,6 @@ def validate(
     output: Output = Format.TABLE,
 ) -> None:
     """Check a job's spec without a cluster. -o yaml and -o json print it with every field."""
-    from shoal.sdk.client import read_spec
-
     checked = read_spec(spec)
     if output is Format.TABLE:
         print(f"{spec}: valid")

@@ -1,13 +1,10 @@
-"""Options that several commands share, and which master they mean."""
+"""Options that several commands share."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-MASTER_VARIABLE = "SHOAL_MASTER_ADDRESS"
 
 
 class Format(StrEnum):
@@ -27,8 +24,11 @@ Master = Annotated[
         "--master",
         "-m",
         metavar="HOST:PORT",
-        help=f"The master. Default: ${MASTER_VARIABLE}, the cluster of 'shoal up', or 127.0.0.1:7070.",
+        help="The master. Default: that of --context, of $SHOAL_MASTER_ADDRESS, or of the current context.",
     ),
+]
+ContextName = Annotated[
+    str, typer.Option("--context", metavar="NAME", help="The master, by a name of 'shoal contexts list'.")
 ]
 Output = Annotated[Format, typer.Option("--output", "-o", help="Form of the answer.")]
 DataRoots = Annotated[
@@ -39,18 +39,6 @@ DataRoots = Annotated[
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job's spec.")]
-
-
-def address_of(option: str, context: typer.Context) -> str:
-    """Option at the command, option before it, environment, `shoal up`, default."""
-    from shoal.local import detached
-    from shoal.sdk.client import DEFAULT_ADDRESS
-
-    given = option or str((context.obj or {}).get("master", "")) or os.environ.get(MASTER_VARIABLE, "")
-    if given:
-        return given
-    cluster = detached.find()
-    return cluster.address if cluster is not None and cluster.running else DEFAULT_ADDRESS
 
 
 def worker_options(data_roots: list[Path] | None) -> tuple[str, ...]:

@@ -46,6 +46,13 @@ class Unavailable(ShoalError):
     """The other side could not be asked: not reachable, gone, or shutting down."""
 
 
+class Deposed(Unavailable):
+    """The master that was asked may not go on: another one leads, or it cannot be sure that none does. It stops.
+
+    To a client the same as `Unavailable`: ask again, and the one that leads answers.
+    """
+
+
 class DeadlineExceeded(ShoalError):
     """No answer within the time given. Whether the request took effect is unknown."""
 
@@ -60,3 +67,7 @@ class Internal(ShoalError):
 
 class TrainingFailed(ShoalError):
     """The job's own code or data failed: a trainer's exception, a loss that is not finite."""
+
+
+class NotInstalled(ShoalError):
+    """What was asked for needs an optional part of the installation; the message says which and how to get it."""

@@ -136,3 +136,5 @@ class Progress:
     attempt: int
     step: int
     seconds_per_unit: float  # 0: not known yet
+    restarts: int = 0  # of the trainer within the attempt, after it was killed
+    last_crash: str = ""  # how it ended before the last restart, in one line

@@ -5,7 +5,6 @@ digits: 1,797 handwritten digits of 8x8 pixels (UCI Optical Recognition of Handw
 the mean and deviation of the training split.
 """
 
-import difflib
 import gzip
 import math
 from importlib import resources
@@ -13,24 +12,12 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import InvalidInput
 from shoal.data.split import Dataset, Floats, FloatSplit, Integers, dataset_of
 from shoal.data.splitting import split_positions
 
-NAMES = ("breast_cancer", "digits", "iris", "wine")
-
-
-def check_name(name: str) -> None:
-    """Raises InvalidInput for a name that there is not."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean 'builtin://{near[0]}'?" if near else f"known: {', '.join(NAMES)}"
-        raise InvalidInput(f"data.source: no built-in data set '{name}'; {hint}", field="data.source")
-
 
 def open_builtin(name: str, *, heldout_fraction: float, split_seed: int) -> Dataset:
-    """Raises InvalidInput for a name that there is not."""
-    check_name(name)
+    """`name` is one of `sources.BUILTIN_NAMES`."""
     values_SF, y = read_table(name)
     positions = split_positions(len(y), heldout_fraction=heldout_fraction, split_seed=split_seed)
     if name == "digits":

@@ -55,7 +55,14 @@ def _open(path: Path, reader: str, *, label: str, heldout_fraction: float, split
 def _read(path: Path, reader: str) -> "pyarrow.Table":
     """The file's columns, in memory; `datasets` gets no network, and no cache that outlives the call."""
     os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    import datasets
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"data.source: {path.name}: '{error.name}', which reads CSV and Parquet files, is not installed here: "
+            "install shoal[tables], or build the worker's image with WORKER_EXTRAS=tables",
+            field="data.source",
+        ) from error
 
     datasets.disable_progress_bars()
     read: Callable[..., Any] = getattr(datasets.Dataset, reader)

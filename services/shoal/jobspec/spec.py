@@ -9,7 +9,7 @@ from shoal.core.errors import ShoalError
 from shoal.core.facts import DatasetFacts
 from shoal.core.job import Requirements
 from shoal.core.plan import Plan
-from shoal.data.catalog import check_source
+from shoal.data.sources import check_source
 from shoal.models.catalog import ModelSpec
 from shoal.optim.catalog import OptimizerSpec
 from shoal.optim.schedules import ConstantSchedule, ScheduleSpec

@@ -7,12 +7,13 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from shoal.core.errors import InvalidInput, Unavailable
+from shoal.core.errors import Deposed, InvalidInput, Unavailable
 from shoal.jobspec.reading import describe, validate_spec
 from shoal.master.beginning import Beginnings
 from shoal.master.changes import Changes
@@ -21,7 +22,9 @@ from shoal.master.coordinator import Coordinator
 from shoal.master.endings import Endings
 from shoal.master.following import Follower
 from shoal.master.grants import GrantBook
+from shoal.master.incidents import Incidents
 from shoal.master.jobs import Jobs
+from shoal.master.leadership import Leadership
 from shoal.master.live import LiveJobs
 from shoal.master.members import Members, Timing
 from shoal.master.polls import Polls
@@ -30,8 +33,8 @@ from shoal.master.servicers.jobs import JobServicer
 from shoal.master.servicers.master import MasterServicer
 from shoal.master.settings import MasterSettings
 from shoal.master.shards import ShardClient
-from shoal.master.store.base import JobStore, Limits
-from shoal.master.store.memory import MemoryJobStore
+from shoal.master.store.base import Database, JobStore, Limits
+from shoal.master.store.opening import open_database
 from shoal.master.store.timed import TimedJobStore
 from shoal.master.tasks import Tasks
 from shoal.master.workers import WorkerClient
@@ -45,8 +48,15 @@ from shoal.process.logs import get_logger
 from shoal.wire.options import server_options
 from shoal.wire.v1 import jobs_pb2_grpc, master_pb2_grpc
 
+if TYPE_CHECKING:
+    from shoal.master.pods import PodWatch
+
 _STOP_SECONDS = 1.0  # for calls in flight when the master stops: long polls would never end by themselves
 _PRUNE_SECONDS = 600.0  # between looks for ended jobs that are too many
+_REOPEN_SECONDS = 0.5  # between tries of a store whose server is not there yet
+
+EX_SOFTWARE = 70
+EX_TEMPFAIL = 75  # start it again: another master leads, or the store was not there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,25 +65,45 @@ class Serving:
 
     port: int
     metrics_port: int
-    failed: "asyncio.Future[BaseException]"  # a part of it broke: the process must not go on
+    incarnation: str
+    epoch: int  # of its lead
+    failed: "asyncio.Future[BaseException]"  # a part of it broke, or it leads no more: the process must not go on
 
 
 @contextlib.asynccontextmanager
 async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Serving]:
-    """Runs a master for the length of the block. Raises InvalidInput for a port, folder or store it cannot have."""
+    """Runs a master for the length of the block, which begins when it leads.
+
+    Raises InvalidInput for a port, folder or store it cannot have, and Refused for a store of a newer Shoal.
+    """
     _check_defaults(settings)
     _check_port(settings.host, settings.port)
     ready = _Readiness()
+    incarnation = new_incarnation()
     registry = new_registry()
     metrics = MasterMetrics(registry)
     async with contextlib.AsyncExitStack() as stack:
         http = MetricsServer(registry=registry, ready=ready.reason, host=settings.host, port=settings.metrics_port)
         stack.callback(http.close)
-        store: JobStore = TimedJobStore(await _open_store(settings), metrics=metrics)
-        stack.push_async_callback(store.close)
+        database = await _open_database(settings, ready)
+        stack.push_async_callback(database.close)
+        tasks = Tasks()
+        leadership = Leadership(
+            database=database,
+            clock=clock,
+            incarnation=incarnation,
+            host=socket.gethostname(),
+            lease_seconds=settings.leadership_lease_seconds,
+            lost=tasks.fail,
+        )
+        await leadership.win(waits=ready.waits)
+        metrics.epoch.set(leadership.epoch)
+        stack.push_async_callback(leadership.resign)
+        tasks.start("leadership", leadership.keep())
+        stack.push_async_callback(tasks.close)
+        store: JobStore = TimedJobStore(database.jobs(leadership.epoch), metrics=metrics, deposed=leadership.lose)
         await store.prune(ended_kept=settings.ended_jobs_kept)
 
-        tasks = Tasks()
         shards = ShardClient(call_seconds=settings.call_seconds, snapshot_seconds=settings.snapshot_seconds)
         stack.push_async_callback(shards.close)
         workers = WorkerClient(tasks=tasks, push_seconds=settings.push_seconds)
@@ -165,6 +195,8 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             settings=settings,
         )
         polls = Polls(grants=grants, members=members)
+        incidents = Incidents(live=live, members=members, store=store, changes=changes, clock=clock)
+        pod_watch = _pod_watch(settings, incidents)
         await beginnings.load()
 
         server = grpc.aio.server(
@@ -177,6 +209,7 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
                 completions=completions,
                 jobs=jobs,
                 polls=polls,
+                incidents=incidents,
                 metrics=metrics,
                 settings=settings,
                 kick=kicked.set,
@@ -196,50 +229,100 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
 
         tasks.start("coordinator", coordinator.run())
         tasks.start("prune", _prune(store, settings))
-        ready.serves = True
-        yield Serving(port=port, metrics_port=http.port, failed=tasks.failed)
-        ready.serves = False
+        if pod_watch is not None:
+            tasks.start("pods", pod_watch.run())
+        ready.waits("")
+        try:
+            yield Serving(
+                port=port,
+                metrics_port=http.port,
+                incarnation=incarnation,
+                epoch=leadership.epoch,
+                failed=tasks.failed,
+            )
+        finally:
+            ready.waits("stopping")
+            await leadership.resign()  # first: a standby takes over while the calls in flight come to their ends
 
 
 async def run(settings: MasterSettings) -> int:
-    """Serves until SIGTERM or SIGINT; the process' exit code."""
+    """Serves until SIGTERM or SIGINT, or until another master leads; the process' exit code."""
     log = get_logger()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with serving(settings, clock=SystemClock()) as master:
+    async with contextlib.AsyncExitStack() as stack:
+        starting = loop.create_task(stack.enter_async_context(serving(settings, clock=SystemClock())), name="start")
+
+        def on_signal() -> None:
+            stop.set()
+            starting.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        try:
+            master = await starting
+        except asyncio.CancelledError:
+            log.info("master_stops", reason="signal")
+            return 0
         if settings.ready_file is not None:
             write_ready_file(
                 settings.ready_file,
                 host=settings.host,
                 port=master.port,
                 metrics_port=master.metrics_port,
-                incarnation=new_incarnation(),
+                incarnation=master.incarnation,
             )
-        log.info("master_serves", host=settings.host, port=master.port, metrics_port=master.metrics_port)
+        log.info(
+            "master_serves",
+            host=settings.host,
+            port=master.port,
+            metrics_port=master.metrics_port,
+            epoch=master.epoch,
+        )
         master.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
-        broke = master.failed.done()
-        log.info("master_stops", reason="a part of it broke" if broke else "signal")
-    return 70 if broke else 0  # EX_SOFTWARE
+        if not master.failed.done():
+            log.info("master_stops", reason="signal")
+            return 0
+        error = master.failed.result()
+        if isinstance(error, Deposed):
+            log.error("master_deposed", reason=str(error))
+            return EX_TEMPFAIL
+        log.info("master_stops", reason="a part of it broke")
+        return EX_SOFTWARE
 
 
 class _Readiness:
     def __init__(self) -> None:
-        self.serves = False
+        self._reason = "starting"
+
+    def waits(self, reason: str) -> None:
+        """'': it serves."""
+        self._reason = reason
 
     def reason(self) -> str | None:
-        return None if self.serves else "starting or stopping"
+        return self._reason or None
 
 
-async def _open_store(settings: MasterSettings) -> JobStore:
-    limits = Limits(log_lines=settings.log_lines_kept, events=settings.events_kept)
-    if settings.store_url == "memory://":
-        return MemoryJobStore(limits=limits)
-    from shoal.master.store.sql import open_sql_store
-
-    return await open_sql_store(settings.store_url, limits=limits)
+async def _open_database(settings: MasterSettings, ready: _Readiness) -> Database:
+    """Waits for a server that is not there (yet), for as long as it takes."""
+    said = ""
+    while True:
+        try:
+            return await open_database(
+                settings.store_url,
+                limits=Limits(log_lines=settings.log_lines_kept, events=settings.events_kept),
+                connections=settings.store_connections,
+                timeout_seconds=settings.store_timeout_seconds,
+                lease_seconds=settings.leadership_lease_seconds,
+            )
+        except Unavailable as error:
+            reason = str(error)
+        ready.waits(reason)
+        if reason != said:
+            get_logger().warning("store_unavailable", error=reason)
+            said = reason
+        await asyncio.sleep(_REOPEN_SECONDS)
 
 
 async def _prune(store: JobStore, settings: MasterSettings) -> None:
@@ -249,6 +332,14 @@ async def _prune(store: JobStore, settings: MasterSettings) -> None:
             await store.prune(ended_kept=settings.ended_jobs_kept)
         except Unavailable as error:
             get_logger().warning("store_unavailable", error=str(error))
+
+
+def _pod_watch(settings: MasterSettings, incidents: Incidents) -> "PodWatch | None":
+    if not settings.kubernetes_namespace:
+        return None
+    from shoal.master.pods import PodWatch
+
+    return PodWatch(namespace=settings.kubernetes_namespace, selector=settings.kubernetes_selector, incidents=incidents)
 
 
 def _check_defaults(settings: MasterSettings) -> None:

@@ -120,8 +120,9 @@ class Coordinator:
     def _see_losses(self) -> None:
         expiry = self._members.expire()
         for member in expiry.lost:
-            self._log.warning(
-                "member_lost",
+            tell = self._log.info if member.left else self._log.warning
+            tell(
+                "member_left" if member.left else "member_lost",
                 member_id=member.member_id,
                 role=member.role.value,
                 incarnation=member.incarnation,
@@ -214,4 +215,5 @@ def _worker_facts(member: Member) -> WorkerFacts:
         capabilities=member.capabilities,
         open=member.known and member.state is MemberState.ALIVE,
         known=member.known,
+        leaving=member.state is MemberState.LEAVING,
     )

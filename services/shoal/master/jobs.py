@@ -32,9 +32,10 @@ _LOG_PAGE = 500  # lines read from the store at once
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFile:
-    """The beginning of one shard's file in a download; its bytes follow."""
+    """One shard's file in a download; its bytes from `offset` on follow."""
 
     file: ShardFile
+    offset: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,16 +168,23 @@ class Jobs:
                     return
                 await changed.wait()
 
-    async def download(self, job_id: str) -> AsyncGenerator[ModelHead | ModelFile | bytes, None]:
-        """The finished model, file after file. Raises NotFound, Refused, Unavailable, Corrupt."""
+    async def download(
+        self, job_id: str, *, file_name: str = "", offset: int = 0
+    ) -> AsyncGenerator[ModelHead | ModelFile | bytes, None]:
+        """The finished model, file after file; with `file_name` from byte `offset` of that file on.
+
+        Raises NotFound, Refused, InvalidInput (no such place), Unavailable, Corrupt.
+        """
         job = await self._store.get(job_id)
         if job.phase is not Phase.SUCCEEDED or job.results is None:
             raise Refused(f"job {job_id} is {job.phase}: only the model of a job that has SUCCEEDED can be downloaded")
-        places = {file: self._place_of(file) for file in job.files}
+        left = [
+            (file, start, self._place_of(file)) for file, start in _files_left(job, file_name=file_name, offset=offset)
+        ]
         yield ModelHead(config_json=_config_json(job), weights_sha256=job.results.weights_sha256)
-        for file, place in places.items():
-            yield ModelFile(file=file)
-            async for data in self._shards.read_snapshot(place, job_id=job_id, file=file):
+        for file, start, place in left:
+            yield ModelFile(file=file, offset=start)
+            async for data in self._shards.read_snapshot(place, job_id=job_id, file=file, offset=start):
                 yield data
 
     def job_ids_of_server(self, server_id: str) -> tuple[str, ...]:
@@ -213,6 +221,19 @@ def _phase(name: str) -> Phase:
         return Phase(name.upper())
     except ValueError as error:
         raise InvalidInput(f"no such phase: '{name}'; known: {', '.join(Phase)}", field="phases") from error
+
+
+def _files_left(job: Job, *, file_name: str, offset: int) -> list[tuple[ShardFile, int]]:
+    """What a download has yet to send: files, and where in them to begin."""
+    names = [file.file_name for file in job.files]
+    if not file_name:
+        return [(file, 0) for file in job.files]
+    if file_name not in names:
+        raise InvalidInput(f"job {job.job_id} has no file '{file_name}' to go on with", field="file_name")
+    first = job.files[names.index(file_name)]
+    if offset > first.size:
+        raise InvalidInput(f"offset {offset} is behind the end of {file_name}: {first.size} bytes", field="offset")
+    return [(first, offset), *((file, 0) for file in job.files[names.index(file_name) + 1 :])]
 
 
 def _config_json(job: Job) -> str:

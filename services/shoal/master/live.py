@@ -41,6 +41,7 @@ class Run:
     gone: set[str] = field(default_factory=set)  # servers that said that they have no such share
     probed: set[str] = field(default_factory=set)
     unsaved_evaluations: bool = False
+    hosts: set[str] = field(default_factory=set)  # members that have had a part of the attempt
     publishing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -202,6 +203,7 @@ class LiveJobs:
             )
             for worker_id, ranks in run.ranks.items()
         }
+        run.hosts.update(run.ranks, run.servers)
         self._set_grants(run, wanted)
 
     def _set_grants(self, run: Run, wanted: Mapping[str, Grant]) -> GrantChanges:

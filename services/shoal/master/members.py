@@ -23,6 +23,7 @@ class Role(StrEnum):
 
 class MemberState(StrEnum):
     ALIVE = "alive"
+    LEAVING = "leaving"  # hands its ranks back: gets nothing, keeps nothing
     SUSPECT = "suspect"  # its connection broke, or a restarted master has not heard of it yet: gets nothing new
     LOST = "lost"  # must register again
 
@@ -53,6 +54,7 @@ class Member:
     heard_at: float  # monotonic seconds
     ends_at: float  # monotonic seconds: lost then, unless it is heard
     known: bool = True  # false: only expected, from before the master's restart
+    left: bool = False  # it said that it ends
     load: Load | None = None
     progress: tuple[Progress, ...] = ()
 
@@ -139,14 +141,17 @@ class Members:
         load: Load | None = None,
         progress: tuple[Progress, ...] | None = None,
     ) -> Member | None:
-        """Renews the lease. None: not recognized (unknown, lost, or another incarnation); it must register again."""
+        """Renews the lease. None: not recognized (unknown, lost, or another incarnation); it must register again.
+
+        Who leaves does not come back by a heartbeat that was under way, only as another incarnation.
+        """
         member = self.recognized(member_id, incarnation)
-        if member is None:
-            return None
+        if member is None or member.left:
+            return member
         now = self._clock.monotonic()
         member = replace(
             member,
-            state=MemberState.ALIVE,
+            state=MemberState.LEAVING if member.state is MemberState.LEAVING else MemberState.ALIVE,
             heard_at=now,
             ends_at=now + self._timing.lease_seconds,
             load=member.load if load is None else load,
@@ -161,14 +166,32 @@ class Members:
             return None
         return member
 
+    def leaves(self, member_id: str, incarnation: str) -> Member | None:
+        """It is about to end: what it has is for others. None: not recognized."""
+        return self._depart(member_id, incarnation, left=False)
+
+    def left(self, member_id: str, incarnation: str) -> Member | None:
+        """It ends now: lost with the next look. None: not recognized."""
+        return self._depart(member_id, incarnation, left=True)
+
+    def _depart(self, member_id: str, incarnation: str, *, left: bool) -> Member | None:
+        member = self.recognized(member_id, incarnation)
+        if member is None:
+            return None
+        ends_at = self._clock.monotonic() if left else member.ends_at
+        member = replace(member, state=MemberState.LEAVING, left=member.left or left, ends_at=ends_at)
+        self._members[member_id] = member
+        return member
+
     def connection_broke(self, member_id: str, incarnation: str) -> None:
         """Suspects a member at once; it is lost soon unless it is heard again."""
         member = self.recognized(member_id, incarnation)
-        if member is None or member.state is not MemberState.ALIVE:
+        if member is None or member.state is MemberState.SUSPECT:
             return
         grace = self._timing.suspect_grace_seconds if member.role is Role.WORKER else self._timing.server_grace_seconds
         ends_at = min(member.ends_at, self._clock.monotonic() + grace)
-        self._members[member_id] = replace(member, state=MemberState.SUSPECT, ends_at=ends_at)
+        state = MemberState.LEAVING if member.state is MemberState.LEAVING else MemberState.SUSPECT
+        self._members[member_id] = replace(member, state=state, ends_at=ends_at)
 
     def expect(self, member_id: str, role: Role) -> None:
         """A restarted master knows a name from its store: its owner has one lease of time to register."""
@@ -207,6 +230,10 @@ class Members:
 
     def get(self, member_id: str) -> Member | None:
         return self._members.get(member_id)
+
+    @property
+    def everyone(self) -> tuple[Member, ...]:
+        return tuple(self._members.values())
 
     def of(self, role: Role) -> tuple[Member, ...]:
         """Everyone of a role, the lost ones too, by id."""
@@ -251,7 +278,7 @@ def _gives_way(holder: Member, application: Application) -> bool:
     Two processes cannot listen on one port, so a parameter server's successor in the same place proves that. It must
     keep the name, for jobs know their servers by name.
     """
-    if not holder.present:
+    if not holder.present or holder.left:
         return True
     if holder.role is not application.role:
         return False

@@ -11,10 +11,17 @@ SERVERS_FOUND = "ParameterServersFound"  # the same, of a job without workers of
 FIRST_STEP = "FirstStep"
 
 WORKER_JOINED = "WorkerJoined"
+WORKER_LEFT = "WorkerLeft"  # it was about to end and handed its ranks back
 WORKER_LOST = "WorkerLost"
 WORKERS_CHANGED = "WorkersChanged"  # some joined and some left at once
 REBALANCED = "Rebalanced"  # the same workers, other ranks: one was slower than thought
 NO_WORKERS = "NoWorkers"
+
+TRAINER_RESTARTED = "TrainerRestarted"  # it was killed, and its agent started it again within the attempt
+POD_OOM_KILLED = "PodOOMKilled"
+POD_CONTAINER_ENDED = "PodContainerEnded"  # for another reason than its memory
+POD_EVICTED = "PodEvicted"  # by a drain, a taint, a preemption or the node's own need
+POD_DELETED = "PodDeleted"
 
 TRAINER_FAILED = "TrainerFailed"
 SHARD_FAILED = "ShardFailed"

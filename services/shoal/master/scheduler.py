@@ -20,6 +20,7 @@ class WorkerFacts:
     capabilities: Capabilities
     open: bool = True  # false: keeps what it has and gets nothing new (suspect, or not heard since a restart)
     known: bool = True  # false: only expected, its capabilities are not known
+    leaving: bool = False  # hands back what it has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +116,9 @@ def decide(now: float, jobs: tuple[JobFacts, ...], cluster: Cluster, settings: H
     table.grow()
     table.level()
     moves = [
-        move for job in table.teams.values() if job.facts.under_way and (move := _move(now, job, settings)) is not None
+        move
+        for job in table.teams.values()
+        if job.facts.under_way and (move := _move(now, job, table.leaving, settings)) is not None
     ]
     starts = [_start(admission, table) if isinstance(admission, _Admission) else admission for admission in waiting]
     return (*recoveries, *moves, *starts)
@@ -154,6 +157,7 @@ class _Table:
     def __init__(self, cluster: Cluster, under_way: list[JobFacts]) -> None:
         self.workers = {worker.worker_id: worker for worker in cluster.workers}
         self.shares = {server.server_id: server.shares for server in cluster.servers if server.open}
+        self.leaving = frozenset(worker.worker_id for worker in cluster.workers if worker.leaving)
         self.used = dict.fromkeys(self.workers, 0)
         self.reserved: set[str] = set()
         self.teams: dict[str, _Team] = {}
@@ -234,7 +238,7 @@ class _Table:
 
     def _may_stay(self, worker_id: str, job: JobFacts) -> bool:
         worker = self.workers.get(worker_id)
-        if worker is None:
+        if worker is None or worker.leaving:
             return False
         return not worker.known or (_can(worker.capabilities, job) and self.free(worker_id))
 
@@ -343,7 +347,7 @@ def _recovery(job: JobFacts) -> Recover:
     )
 
 
-def _move(now: float, team: _Team, settings: Hysteresis) -> Move | None:
+def _move(now: float, team: _Team, leaving: frozenset[str], settings: Hysteresis) -> Move | None:
     job = team.facts
     if job.requirements.external or job.closing:
         return None
@@ -359,12 +363,15 @@ def _move(now: float, team: _Team, settings: Hysteresis) -> Move | None:
         return None
     joined = sorted(set(ranks) - set(job.ranks))
     left = sorted(set(job.ranks) - set(ranks))
+    handed_back = leaving.intersection(left)
     if not ranks:
         reason, message = reasons.NO_WORKERS, f"no worker is left: {', '.join(left)} gone"
     elif joined and left:
         reason, message = reasons.WORKERS_CHANGED, f"{', '.join(joined)} joined, {', '.join(left)} left"
     elif joined:
         reason, message = reasons.WORKER_JOINED, f"{', '.join(joined)} joined"
+    elif handed_back == set(left) and left:
+        reason, message = reasons.WORKER_LEFT, f"{', '.join(left)} handed its ranks back"
     elif left:
         reason, message = reasons.WORKER_LOST, f"{', '.join(left)} left"
     else:

@@ -21,7 +21,21 @@ class MasterSettings(RoleSettings):
         Path("~/.local/share/shoal/master"), description="folder of the SQLite file, where `store` names none"
     )
     store: str = pydantic.Field(
-        "", description="SQLAlchemy URL, or memory:// to forget at exit; default: shoal.db (SQLite) in data_dir"
+        "",
+        description="sqlite:///PATH, postgresql://USER:PASSWORD@HOST/DATABASE (for more than one master), or memory://"
+        " to forget at exit; default: shoal.db (SQLite) in data_dir",
+    )
+    store_connections: int = pydantic.Field(
+        8, ge=1, description="PostgreSQL: most connections at a time, beside the one that holds the lead"
+    )
+    store_timeout_seconds: float = pydantic.Field(
+        5, gt=0, description="PostgreSQL: an operation fails that waits or works for longer"
+    )
+    leadership_lease_seconds: float = pydantic.Field(
+        10,
+        gt=0,
+        description="PostgreSQL: a standby leads when the leader has not renewed for so long, as when it is frozen; one"
+        " that dies shows sooner. The leader gives up after 0.75 of it: time for the database to restart",
     )
 
     lease_seconds: float = pydantic.Field(
@@ -38,6 +52,13 @@ class MasterSettings(RoleSettings):
     )
     longest_poll_seconds: float = pydantic.Field(
         30, gt=0, description="RequestJob is held no longer, whatever it asks; below common proxies' idle limits"
+    )
+
+    kubernetes_namespace: str = pydantic.Field(
+        "", description="watch the pods there and tell jobs of OOM kills, evictions and deletions; default: do not"
+    )
+    kubernetes_selector: str = pydantic.Field(
+        "app.kubernetes.io/part-of=shoal", description="labels of the pods to watch, key=value with commas between"
     )
 
     tick_seconds: float = pydantic.Field(

@@ -102,17 +102,24 @@ class ShardClient:
             sha256=answer.sha256,
         )
 
-    async def read_snapshot(self, shard: ShardAddress, *, job_id: str, file: ShardFile) -> AsyncGenerator[bytes, None]:
-        """The file's bytes, at most 1 MiB at a time. Raises Corrupt if they are more or fewer than were written."""
-        request = shard_pb2.ReadSnapshotRequest(job_id=job_id, file_name=file.file_name, offset=0)
-        received = 0
+    async def read_snapshot(
+        self, shard: ShardAddress, *, job_id: str, file: ShardFile, offset: int = 0
+    ) -> AsyncGenerator[bytes, None]:
+        """The file's bytes from `offset` on, at most 1 MiB at a time.
+
+        Raises Corrupt if they are more or fewer than were written. At the file's end there is nothing to ask for.
+        """
+        reached = offset
+        if reached == file.size:
+            return
+        request = shard_pb2.ReadSnapshotRequest(job_id=job_id, file_name=file.file_name, offset=offset)
         with raised_from_call():
             async for message in self._stub(shard).ReadSnapshot(request, timeout=self._snapshot_seconds):
-                received += len(message.data)
+                reached += len(message.data)
                 for start in range(0, len(message.data), MEBIBYTE):
                     yield message.data[start : start + MEBIBYTE]
-        if received != file.size:
-            raise Corrupt(f"{file.file_name} on {file.server_id}: {received} bytes came, {file.size} were written")
+        if reached != file.size:
+            raise Corrupt(f"{file.file_name} on {file.server_id}: {reached} bytes came, {file.size} were written")
 
     async def ping(self, shard: ShardAddress) -> None:
         """Returns if somebody answers there. Raises Unavailable or DeadlineExceeded."""

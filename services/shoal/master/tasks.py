@@ -35,6 +35,11 @@ class Tasks:
             task.cancel()
             del self._running[name]
 
+    def fail(self, error: BaseException) -> None:
+        """The master must not go on. The first reason counts."""
+        if not self.failed.done():
+            self.failed.set_result(error)
+
     async def close(self) -> None:
         tasks = list(self._running.values())
         self._running.clear()
@@ -52,5 +57,4 @@ class Tasks:
         error = task.exception()
         if error is not None:
             self._log.error("task_failed", task=task.get_name(), exc_info=error)
-            if not self.failed.done():
-                self.failed.set_result(error)
+            self.fail(error)

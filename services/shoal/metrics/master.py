@@ -92,6 +92,9 @@ class MasterMetrics:
         self.store_errors = Counter(
             "shoal_store_errors_total", "Operations that found the job store unavailable.", registry=registry
         )
+        self.epoch = Gauge(
+            "shoal_master_epoch", "Epoch in which this master leads; 0: it stands by.", registry=registry
+        )
 
     def forget_worker(self, worker_id: str) -> None:
         for gauge in (self.worker_cpu, self.worker_memory, self.worker_jobs):

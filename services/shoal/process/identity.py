@@ -6,6 +6,8 @@ import socket
 import uuid
 from pathlib import Path
 
+_ALL_ADDRESSES = ("", "0.0.0.0", "::", "[::]")
+
 
 def new_incarnation() -> str:
     """Minted once at process start: the same name in a new process is somebody else."""
@@ -16,6 +18,16 @@ def host_id() -> str:
     """The same in two processes of one booted kernel. A hint that shared memory may work; a handshake proves it."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
+
+
+def host_to_tell(*, listening_on: str, advertised: str) -> str:
+    """By which host others are told to reach this process; '' for `advertised` leaves the choice to it.
+
+    Nobody can dial "all addresses", so a process that listens on all of them gives this machine's name.
+    """
+    if advertised:
+        return advertised
+    return socket.gethostname() if listening_on in _ALL_ADDRESSES else listening_on
 
 
 def write_ready_file(path: Path, *, host: str, port: int, metrics_port: int, incarnation: str) -> None:

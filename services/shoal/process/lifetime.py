@@ -1,13 +1,31 @@
-"""Whom a process must not outlive."""
+"""When a process has to end: with its parent, at a signal, when memory runs out."""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 DIE_WITH_PARENT = "SHOAL_DIE_WITH_PARENT"  # environment: process id of the starter that the process must not outlive
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_OOM_SCORE = 1000  # of -1000..1000 (proc(5)): before all others; to raise it needs no privilege
+
+
+def die_first_when_memory_runs_out() -> None:
+    """Makes the kernel end this process, whose work can be done again, before any other when memory has run out."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text(str(_OOM_SCORE))
+
+
+def end_at_sigterm() -> None:
+    """SIGTERM ends this process at once with exit code 0, until it handles the signal itself. To be called first thing.
+
+    As a container's first process (id 1) it has no default action for signals: one that comes while it starts, such as
+    the deletion of its pod, would pass unnoticed, and the process be killed when the grace period is over.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -1,14 +1,26 @@
-"""How busy the machine (or the container) is."""
+"""How busy the machine (or the container) is, and what its memory limit has done."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-_CGROUP_FILES = (  # (limit, usage): cgroup v2, then v1
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cgroup:
+    """Where the kernel shows a container's memory controller."""
+
+    limit: Path
+    usage: Path
+    events: Path  # has a line `oom_kill N`
+
+
+_V2 = Path("/sys/fs/cgroup")
+_V1 = Path("/sys/fs/cgroup/memory")
+_CGROUPS = (
+    _Cgroup(limit=_V2 / "memory.max", usage=_V2 / "memory.current", events=_V2 / "memory.events"),
+    _Cgroup(
+        limit=_V1 / "memory.limit_in_bytes", usage=_V1 / "memory.usage_in_bytes", events=_V1 / "memory.oom_control"
     ),
 )
 
@@ -24,10 +36,30 @@ class LoadMeter:
 
     def memory_percent(self) -> float:
         """Of the container's limit where there is one below the machine's memory."""
-        machine = psutil.virtual_memory()
-        for limit_file, usage_file in _CGROUP_FILES:
-            if limit_file.exists() and usage_file.exists():
-                limit = limit_file.read_text().strip()
-                if limit.isdigit() and 0 < int(limit) < machine.total:
-                    return min(100.0, 100.0 * int(usage_file.read_text()) / int(limit))
-        return float(machine.percent)
+        cgroup, limit = _cgroup(), memory_limit_bytes()
+        if cgroup is None or limit is None:
+            return float(psutil.virtual_memory().percent)
+        return min(100.0, 100.0 * int(cgroup.usage.read_text()) / limit)
+
+
+def memory_limit_bytes() -> int | None:
+    """Of the container; None where there is none below the machine's memory."""
+    cgroup = _cgroup()
+    if cgroup is None:
+        return None
+    limit = cgroup.limit.read_text().strip()
+    machine: int = psutil.virtual_memory().total
+    return int(limit) if limit.isdigit() and 0 < int(limit) < machine else None
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended in this container (or machine part) because its memory ran out."""
+    cgroup = _cgroup()
+    if cgroup is None or not cgroup.events.exists():
+        return 0
+    counts = dict(line.split() for line in cgroup.events.read_text().splitlines())
+    return int(counts.get("oom_kill", 0))
+
+
+def _cgroup() -> _Cgroup | None:
+    return next((cgroup for cgroup in _CGROUPS if cgroup.limit.exists() and cgroup.usage.exists()), None)

@@ -3,10 +3,11 @@
 import sys
 
 from shoal.process.allocator import keep_freed_memory
-from shoal.process.lifetime import die_with_parent
+from shoal.process.lifetime import die_with_parent, end_at_sigterm
 
 
 def main() -> None:
+    end_at_sigterm()
     die_with_parent()
     keep_freed_memory()
     from shoal.core.errors import ShoalError

@@ -16,7 +16,7 @@ from shoal.metrics.grpc import GrpcServerMetrics, SyncMetricsInterceptor
 from shoal.metrics.http import MetricsServer
 from shoal.metrics.parameter_server import ParameterServerMetrics
 from shoal.metrics.registry import new_registry
-from shoal.process.identity import host_id, new_incarnation, write_ready_file
+from shoal.process.identity import host_id, host_to_tell, new_incarnation, write_ready_file
 from shoal.ps.membership import Membership
 from shoal.ps.servicer import ParameterServerServicer, ShardServicer
 from shoal.ps.settings import PsSettings
@@ -76,7 +76,7 @@ class ParameterServer:
             host=settings.host, port=settings.metrics_port, registry=registry, ready=self._not_ready
         )
         self.metrics_port = self._metrics_server.port
-        host = settings.advertise_host or settings.host
+        host = host_to_tell(listening_on=settings.host, advertised=settings.advertise_host)
         self._membership = Membership(
             master=settings.master,
             server_id=settings.server_id or f"{socket.gethostname()}-{self.port}",

@@ -13,6 +13,7 @@ from shoal.wire.status import raised_from_call
 from shoal.wire.v1 import master_pb2, master_pb2_grpc
 
 _CALL_SECONDS = 5.0
+_GOODBYE_SECONDS = 1.0  # for the last word: nobody waits long for a master that does not hear it
 _RETRY_SECONDS = 0.2  # first wait; doubles
 _RETRY_LIMIT_SECONDS = 3.0
 
@@ -51,8 +52,15 @@ class Membership:
         self._thread = start_thread("membership", self._run)
 
     def close(self) -> None:
+        """Says to the master, if it hears, that this server ends."""
         self._stopping.set()
         self._thread.join(timeout=_CALL_SECONDS + 1)
+        if self.registered.is_set():
+            try:
+                with raised_from_call():
+                    self._beat(master_pb2.PRESENCE_LEFT, timeout=_GOODBYE_SECONDS)
+            except ShoalError as error:
+                self._log.info("goodbye_not_heard", error=str(error))
         self._channel.close()
 
     def _run(self) -> None:
@@ -86,7 +94,12 @@ class Membership:
         self.registered.set()
         self._log.info("registered", assigned_id=answer.assigned_worker_id)
 
-    def _beat(self) -> None:
+    def _beat(
+        self,
+        presence: "master_pb2.Presence.ValueType" = master_pb2.PRESENCE_UNSPECIFIED,
+        *,
+        timeout: float = _CALL_SECONDS,
+    ) -> None:
         answer = self._stub.SendHeartbeat(
             master_pb2.SendHeartbeatRequest(
                 worker_id=self._registration.worker_id,
@@ -96,8 +109,9 @@ class Membership:
                     memory_usage=self._load.memory_percent(),
                     current_jobs=len(self._job_ids()),
                 ),
+                presence=presence,
             ),
-            timeout=_CALL_SECONDS,
+            timeout=timeout,
         )
         if not answer.success:
             self.registered.clear()

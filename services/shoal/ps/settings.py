@@ -14,7 +14,9 @@ class PsSettings(RoleSettings):
 
     host: str = pydantic.Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = pydantic.Field(7080, ge=0, le=65_535, description="gRPC port; 0: any free one")
-    advertise_host: str = pydantic.Field("", description="host name that workers use; default: `host`")
+    advertise_host: str = pydantic.Field(
+        "", description="host name that workers use; default: `host`, or this machine's name where that is 0.0.0.0"
+    )
     metrics_port: int = pydantic.Field(7081, ge=0, le=65_535, description="HTTP port of /metrics, /livez, /readyz")
     master: str = pydantic.Field("127.0.0.1:7070", description="HOST:PORT of the master")
     server_id: str = pydantic.Field("", description="stable name; default: host name and port")

@@ -8,12 +8,12 @@
         client.download(job.job_id, "model")
 
 No messages of the wire in what it returns, no torch, no knowledge of the roles' code: only their network interface.
-The command line is written with it.
+`download` alone needs numpy and safetensors, the extra shoal[download]. The command line is written with it; contexts,
+the names under which people remember masters, are in `shoal.sdk.contexts`.
 """
 
 from shoal.sdk.client import Client, Submitted
-from shoal.sdk.download import SavedModel
-from shoal.sdk.views import Evaluation, JobView, LogLine, ParameterServerView, WorkerShare, WorkerView
+from shoal.sdk.views import Evaluation, JobView, LogLine, ParameterServerView, SavedModel, WorkerShare, WorkerView
 
 __all__ = [
     "Client",

@@ -1,6 +1,7 @@
 """The client of one master."""
 
 import json
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +16,16 @@ from shoal.core.job import Phase
 from shoal.jobspec.reading import parse_spec, validate_spec
 from shoal.jobspec.spec import JobSpec
 from shoal.process.clock import Clock, SystemClock
-from shoal.sdk.download import Assembly, SavedModel
-from shoal.sdk.retrying import Patience
-from shoal.sdk.views import JobView, LogLine, ParameterServerView, WorkerView
-from shoal.wire.options import open_channel
+from shoal.sdk.extras import needs
+from shoal.sdk.retrying import Listener, Patience
+from shoal.sdk.views import JobView, LogLine, ParameterServerView, SavedModel, WorkerView
+from shoal.wire.options import open_outside_channel
 from shoal.wire.status import raised_from_call, was_cut_off
 from shoal.wire.v1 import jobs_pb2, jobs_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:7070"
+DEFAULT_ADVICE = "start one with 'shoal up', or give its address"
 STREAM_SECONDS = 3600.0  # deadline of one stream; a longer watch goes on with the next one
-DOWNLOAD_SECONDS = 3600.0
 
 Answer = TypeVar("Answer")
 Answer_co = TypeVar("Answer_co", covariant=True)
@@ -48,8 +49,10 @@ class Client:
     """Synchronous and thread-safe. Connects at the first call.
 
     Every call has a deadline, `timeout_seconds`. Calls are safe to repeat (submit has its idempotency key), so a
-    master that does not answer is asked again for `retry_seconds`; `watch` and `logs` outlive an absence of
-    `patience_seconds`. Errors are those of `shoal.core.errors`: `Unavailable` means that nobody could be asked.
+    master that does not answer is asked again for `retry_seconds`; `submit`, `watch`, `wait`, `logs` and `download`
+    outlive an absence of `patience_seconds`, as of a port-forward that broke, and go on where they were; `listener`
+    hears of it. Errors are those of `shoal.core.errors`: `Unavailable` means that nobody could be asked; its message
+    ends with `advice`, which says what to do about it.
     """
 
     def __init__(
@@ -59,15 +62,20 @@ class Client:
         timeout_seconds: float = 10.0,
         retry_seconds: float = 3.0,
         patience_seconds: float = 60.0,
+        advice: str = DEFAULT_ADVICE,
+        listener: Listener | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.address = _checked(address)
+        self._host, self._port = _checked(address)
+        self.address = address
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds
         self._patience_seconds = patience_seconds
+        self._advice = advice
+        self._listener = listener
         self._clock = clock or SystemClock()
         self._closed = threading.Event()
-        self._channel = open_channel(self.address)
+        self._channel = open_outside_channel(self.address)
         self._jobs = jobs_pb2_grpc.JobServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -83,6 +91,22 @@ class Client:
         self._closed.set()
         self._channel.close()
 
+    def reach(self) -> None:
+        """Returns once somebody listens at the address: a master, or a forward to one.
+
+        For those who would rather hear at once that nobody is there than after the patience of the calls that have
+        it. Raises Unavailable after `retry_seconds`.
+        """
+        patience = Patience(self._clock, self._retry_seconds)
+        while True:
+            try:
+                socket.create_connection((self._host, self._port), timeout=self._timeout_seconds).close()
+                return
+            except OSError as error:
+                unreachable = self._unreachable()
+                unreachable.__cause__ = error
+                self._pause(patience, unreachable)
+
     def submit(
         self, spec: JobSpec | Mapping[str, Any] | str | Path, *, idempotency_key: str | None = None
     ) -> Submitted:
@@ -94,7 +118,7 @@ class Client:
         request = jobs_pb2.SubmitRequest(
             spec_json=_as_json(spec), idempotency_key=idempotency_key or f"sdk-{uuid.uuid4().hex}"
         )
-        answer = self._ask(lambda: self._jobs.Submit(request, timeout=self._timeout_seconds))
+        answer = self._ask(lambda: self._jobs.Submit(request, timeout=self._timeout_seconds), self._patience())
         return Submitted(job_id=answer.job_id, created=answer.created)
 
     def validate(self, spec: JobSpec | Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -122,7 +146,7 @@ class Client:
         """
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         request = jobs_pb2.WatchRequest(job_id=job_id)
-        patience = Patience(self._clock, self._patience_seconds)
+        patience = self._patience()
         while True:
             try:
                 for message in self._resumed(
@@ -157,7 +181,7 @@ class Client:
             request = jobs_pb2.LogsRequest(job_id=job_id, follow=follow, after=after)
             return self._jobs.Logs(request, timeout=seconds)
 
-        for message in self._resumed(open_stream, Patience(self._clock, self._patience_seconds), deadline=None):
+        for message in self._resumed(open_stream, self._patience(), deadline=None):
             after = message.sequence
             yield LogLine.from_proto(message)
 
@@ -174,32 +198,60 @@ class Client:
     def download(self, job_id: str, folder: str | Path) -> SavedModel:
         """Saves a finished job's model as config.json and model.safetensors. Returns what was saved.
 
-        Every shard's file is checked (size, sha256, no element missing), and the whole against the sha256 that the
-        job reported. Raises Refused (not finished), NotFound, Corrupt, InvalidInput (the folder cannot be written).
+        Goes on over a broken connection at the byte where it was. Every shard's file is checked (size, sha256, no
+        element missing), and the whole against the sha256 that the job reported. Raises Refused (not finished),
+        NotFound, Corrupt, InvalidInput or Exhausted (the folder cannot be written), NotInstalled.
         """
+        with needs("download", "to download a model"):
+            from shoal.sdk.download import Assembly
+
         with Assembly(Path(folder)) as assembly:
-            request = jobs_pb2.DownloadRequest(job_id=job_id)
-            with self._explained():
-                for message in self._jobs.Download(request, timeout=DOWNLOAD_SECONDS):
-                    assembly.take(message)
+
+            def open_stream(seconds: float) -> _Stream[jobs_pb2.DownloadResponse]:
+                position = assembly.position
+                request = jobs_pb2.DownloadRequest(job_id=job_id, file_name=position.file_name, offset=position.offset)
+                return self._jobs.Download(request, timeout=seconds)
+
+            for message in self._resumed(
+                open_stream, self._patience(), deadline=None, advances=lambda message: bool(message.data)
+            ):
+                assembly.take(message)
             return assembly.save()
 
-    def _ask(self, call: Callable[[], Answer]) -> Answer:
+    def _patience(self) -> Patience:
+        """That of what outlives an absence."""
+        return Patience(self._clock, self._patience_seconds, self._listener)
+
+    def _ask(self, call: Callable[[], Answer], patience: Patience | None = None) -> Answer:
         """One call, repeated while the master does not answer."""
-        patience = Patience(self._clock, self._retry_seconds)
+        patience = patience or Patience(self._clock, self._retry_seconds)
+        patience.asked()
         while True:
             try:
                 with self._explained():
-                    return call()
+                    answer = call()
             except Unavailable as error:
                 self._pause(patience, error)
+            except DeadlineExceeded as error:  # as of a forward that is frozen: it may have taken effect
+                late = DeadlineExceeded(f"the master at {self.address} has not answered in {self._timeout_seconds:g} s")
+                late.__cause__ = error
+                self._pause(patience, late)
+            else:
+                patience.answered()
+                return answer
 
     def _resumed(
-        self, open_stream: Callable[[float], _Stream[Answer]], patience: Patience, *, deadline: float | None
+        self,
+        open_stream: Callable[[float], _Stream[Answer]],
+        patience: Patience,
+        *,
+        deadline: float | None,
+        advances: Callable[[Answer], bool] | None = None,
     ) -> Iterator[Answer]:
         """A stream's messages; it is opened again when it is cut off, until the master ends it.
 
-        `open_stream` gets the stream's deadline in seconds. Raises DeadlineExceeded once `deadline` has passed.
+        `open_stream` gets the stream's deadline in seconds. Only messages that it `advances` by, where that is given,
+        show that the other side is there. Raises DeadlineExceeded once `deadline` has passed.
         """
         while True:
             left = STREAM_SECONDS if deadline is None else min(deadline - self._clock.monotonic(), STREAM_SECONDS)
@@ -210,20 +262,25 @@ class Client:
                     stream = open_stream(left)
                     try:
                         for message in stream:
-                            patience.answered()
+                            if advances is None or advances(message):
+                                patience.answered()
                             yield message
                         return
                     finally:
                         stream.cancel()
-            except DeadlineExceeded:
-                continue  # only this stream's
+            except DeadlineExceeded as error:  # this stream's own, or the master's
+                if advances is not None:
+                    self._pause(patience, error)
             except Unavailable as error:
                 self._pause(patience, error)
 
-    def _pause(self, patience: Patience, error: Unavailable) -> None:
-        seconds = patience.pause_seconds()
+    def _pause(self, patience: Patience, error: Unavailable | DeadlineExceeded) -> None:
+        seconds = patience.pause_seconds(str(error))
         if seconds is None or self._closed.wait(seconds):
             raise error
+
+    def _unreachable(self) -> Unavailable:
+        return Unavailable(f"the master at {self.address} cannot be reached; {self._advice}")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -235,17 +292,15 @@ class Client:
                 yield
         except ShoalError as error:
             if was_cut_off(error):
-                raise Unavailable(
-                    f"the master at {self.address} cannot be reached; start one with 'shoal up', or give its address"
-                ) from error
+                raise self._unreachable() from error
             raise
 
 
-def _checked(address: str) -> str:
+def _checked(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65_536:
         raise InvalidInput(f"address '{address}': HOST:PORT is expected, such as {DEFAULT_ADDRESS}", field="address")
-    return address
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _as_json(spec: JobSpec | Mapping[str, Any] | str | Path) -> str:

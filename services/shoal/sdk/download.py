@@ -1,4 +1,4 @@
-"""From the shards' files of a finished job to one model folder.
+"""From the shards' files of a finished job to one model folder. The one module here that needs numpy and safetensors.
 
 Each shard's file is a safetensors file. Its tensors are flat float32 parts of layers, described by the file's
 metadata `layout`: a JSON list of {"name", "shape", "first", "last"}, elements [first, last) of the layer. Entries
@@ -10,6 +10,8 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +20,20 @@ from typing import IO, Any, Self
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from shoal.core.errors import Corrupt, InvalidInput
+from shoal.core.errors import Corrupt, Exhausted, InvalidInput
 from shoal.models.folder import weights_sha256, write_folder
+from shoal.sdk.views import SavedModel
 from shoal.wire.v1 import jobs_pb2
 
 Tensor = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SavedModel:
-    folder: Path
-    weights_sha256: str  # hex, of model.safetensors
-    size: int  # bytes, of model.safetensors
-    config: dict[str, Any]
+class Position:
+    """How far a download has come: `offset` bytes of this file are here, and all files before it."""
+
+    file_name: str = ""
+    offset: int = 0
 
 
 @dataclass(slots=True)
@@ -54,7 +57,10 @@ class _Partial:
 
 
 class Assembly:
-    """Takes a download's messages in order, then saves the model. A context manager: it cleans up behind itself."""
+    """Takes a download's messages in order, then saves the model. A context manager: it cleans up behind itself.
+
+    The messages may come from several streams, each of which begins at the `position` that the one before reached.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -82,25 +88,53 @@ class Assembly:
             self._incoming.target.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    @property
+    def position(self) -> Position:
+        """Where the next stream has to begin."""
+        if self._incoming is None:
+            return Position()
+        return Position(file_name=self._incoming.expected.file_name, offset=self._incoming.size)
+
     def take(self, message: jobs_pb2.DownloadResponse) -> None:
-        """Raises Corrupt for a file that is not what was announced."""
+        """Raises Corrupt for a file that is not what was announced, Exhausted if the disk has no room for it."""
         if message.config_json:
             self._config = json.loads(message.config_json)
             self._expected_sha256 = message.weights_sha256
-        if message.HasField("file"):
+        with self._disk():
+            if message.HasField("file"):
+                self._begin(message.file, message.offset)
+            if message.data:
+                self._append(message.data)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Exhausted(f"folder {self._folder}: the download cannot be kept there: {error.strerror}") from error
+
+    def _begin(self, file: jobs_pb2.ShardFile, offset: int) -> None:
+        """A file's announcement: of a new one, or of the one that is being received, where a stream goes on with it."""
+        if self._incoming is None or self._incoming.expected != file:
             self._finish_file()
-            path = self._scratch / f"{message.file.shard_index}.safetensors"
-            self._incoming = _Incoming(expected=message.file, path=path, target=path.open("wb"))
-        if message.data:
-            if self._incoming is None:
-                raise Corrupt("the download began with data of no file; try again")
-            self._incoming.target.write(message.data)
-            self._incoming.digest.update(message.data)
-            self._incoming.size += len(message.data)
+            path = self._scratch / f"{file.shard_index}.safetensors"
+            self._incoming = _Incoming(expected=file, path=path, target=path.open("wb"))
+        if offset != self.position.offset:
+            raise Corrupt(
+                f"{file.file_name}: data from byte {offset} on came, not from {self.position.offset}; try again"
+            )
+
+    def _append(self, data: bytes) -> None:
+        if self._incoming is None:
+            raise Corrupt("the download began with data of no file; try again")
+        self._incoming.target.write(data)
+        self._incoming.digest.update(data)
+        self._incoming.size += len(data)
 
     def save(self) -> SavedModel:
         """Writes the folder. Raises Corrupt if anything is missing or the whole is not what the job reported."""
-        self._finish_file()
+        with self._disk():
+            self._finish_file()
         if self._config is None:
             raise Corrupt("the download ended before the model's configuration; try again")
         tensors = {name: _complete(name, layer) for name, layer in self._partial.items()} | self._whole

@@ -1,10 +1,11 @@
-"""What the master tells clients, as frozen nouns. Each has one reader, `from_proto`.
+"""What the master tells clients, as frozen nouns. Each message has one reader, `from_proto`.
 
 Times are Unix seconds; what is not known yet is None.
 """
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from shoal.core.job import Capabilities, Event, Load, Phase, Results
@@ -190,3 +191,13 @@ class ParameterServerView:
             job_ids=tuple(message.job_ids),
             seconds_since_heartbeat=message.seconds_since_heartbeat,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedModel:
+    """What a download has saved."""
+
+    folder: Path
+    weights_sha256: str  # hex, of model.safetensors
+    size: int  # bytes, of model.safetensors
+    config: dict[str, Any]

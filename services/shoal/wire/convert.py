@@ -35,7 +35,12 @@ def load_from_proto(message: master_pb2.WorkerStatus) -> Load:
 
 def progress_to_proto(noun: Progress) -> master_pb2.JobProgress:
     return master_pb2.JobProgress(
-        job_id=noun.job_id, attempt=noun.attempt, step=noun.step, seconds_per_unit=noun.seconds_per_unit
+        job_id=noun.job_id,
+        attempt=noun.attempt,
+        step=noun.step,
+        seconds_per_unit=noun.seconds_per_unit,
+        restarts=noun.restarts,
+        last_crash=noun.last_crash,
     )
 
 
@@ -45,6 +50,8 @@ def progress_from_proto(message: master_pb2.JobProgress) -> Progress:
         attempt=message.attempt,
         step=message.step,
         seconds_per_unit=message.seconds_per_unit,
+        restarts=message.restarts,
+        last_crash=message.last_crash,
     )
 
 

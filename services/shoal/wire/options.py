@@ -10,6 +10,13 @@ UNARY_LIMIT_BYTES = 64 * MEBIBYTE  # a unary push or pull of one layer part; lar
 CONTROL_LIMIT_BYTES = 8 * MEBIBYTE  # everything else: specs, events, losses
 
 _KEEPALIVE_MS = 10_000  # a dead peer without a FIN is noticed within twice this
+_CONNECT_MS = 100  # how long one try to connect may take, within a cluster
+_LONGEST_BACKOFF_MS = 2_000  # from the beginning of one try to the next
+# Clients outside a cluster come through port-forwards, which set up a TLS connection or two and ask a kubelet before
+# the first byte arrives. 100 ms for that (the first backoff is the deadline of the first try, unless told otherwise)
+# made 7 tries and 3.5 s of a forward that takes 1 s. Less than the deadline of a call, which waits for the try.
+_OUTSIDE_CONNECT_MS = 5_000
+_OUTSIDE_LONGEST_BACKOFF_MS = 1_000  # a forward that is back is found within this
 _Options = list[tuple[str, int]]
 
 _COMMON: _Options = [
@@ -28,14 +35,19 @@ _COMMON: _Options = [
 ]
 
 
-def channel_options(*, limit_bytes: int = CONTROL_LIMIT_BYTES) -> _Options:
+def channel_options(
+    *,
+    limit_bytes: int = CONTROL_LIMIT_BYTES,
+    connect_ms: int = _CONNECT_MS,
+    longest_backoff_ms: int = _LONGEST_BACKOFF_MS,
+) -> _Options:
     return [
         *_COMMON,
         ("grpc.max_receive_message_length", limit_bytes),
         ("grpc.max_send_message_length", limit_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.min_reconnect_backoff_ms", connect_ms),  # the deadline of one try, in spite of its name
+        ("grpc.max_reconnect_backoff_ms", longest_backoff_ms),
         ("grpc.enable_http_proxy", 0),
     ]
 
@@ -52,6 +64,12 @@ def server_options(*, limit_bytes: int = CONTROL_LIMIT_BYTES) -> _Options:
 
 def open_channel(address: str, *, limit_bytes: int = CONTROL_LIMIT_BYTES) -> grpc.Channel:
     return grpc.insecure_channel(address, options=channel_options(limit_bytes=limit_bytes))
+
+
+def open_outside_channel(address: str) -> grpc.Channel:
+    """For clients that may be outside the cluster, behind a port-forward that is slow to set up and may break."""
+    options = channel_options(connect_ms=_OUTSIDE_CONNECT_MS, longest_backoff_ms=_OUTSIDE_LONGEST_BACKOFF_MS)
+    return grpc.insecure_channel(address, options=options)
 
 
 def open_aio_channel(address: str, *, limit_bytes: int = CONTROL_LIMIT_BYTES) -> grpc.aio.Channel:

@@ -26,8 +26,10 @@ TABLE: tuple[tuple[type[errors.ShoalError], grpc.StatusCode], ...] = (
     (errors.Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (errors.Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.Deposed, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.Corrupt, grpc.StatusCode.DATA_LOSS),
+    (errors.NotInstalled, grpc.StatusCode.UNIMPLEMENTED),
     (errors.Internal, grpc.StatusCode.INTERNAL),
 )
 _BY_NAME = {cls.__name__: cls for cls, _ in TABLE}

@@ -2,10 +2,11 @@
 
 import sys
 
-from shoal.process.lifetime import die_with_parent
+from shoal.process.lifetime import die_with_parent, end_at_sigterm
 
 
 def main() -> None:
+    end_at_sigterm()
     die_with_parent()
     import asyncio
 

@@ -28,6 +28,7 @@ from shoal.worker.control import Advanced, Assignment, Failed, Fenced, Finished
 from shoal.worker.trainers import Crashed, Ending, TrainerProcess, WarmTrainers
 
 _CALL_SECONDS = 5.0
+_GOODBYE_SECONDS = 1.0  # for the last word: nobody waits long for a master that does not hear it
 _POLL_MARGIN_SECONDS = 10.0  # a long poll's deadline beyond its length
 _RETRY_SECONDS = 0.2  # first wait after a failed call; doubles
 _RETRY_LIMIT_SECONDS = 3.0
@@ -43,6 +44,7 @@ class _Running:
     trainer: TrainerProcess
     task: asyncio.Task[None] | None = None
     restarts: int = 0
+    last_crash: str = ""
     stopping: bool = False
     handing_over_logs: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -83,6 +85,9 @@ class Agent:
         self._applying = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self.registered = asyncio.Event()
+        self._leaving = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._log = structlog.get_logger()
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -96,14 +101,35 @@ class Agent:
             tasks.create_task(self._poll_forever(), name="grants")
             tasks.create_task(self._hand_over_logs_forever(), name="logs")
 
+    async def leave(self, *, wait_seconds: float) -> tuple[str, ...]:
+        """Hands the ranks back: others get them, and this worker gets nothing any more.
+
+        Returns the jobs that are still here: none, unless `wait_seconds` are over or the master cannot be asked.
+        """
+        if not self._leaving:
+            self._leaving = True
+            self._log.info("leaves", jobs=sorted(self._jobs))
+            await self._warm.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
+        while self._jobs and self.registered.is_set() and loop.time() < deadline and await self._beat():
+            try:
+                async with asyncio.timeout(min(self._heartbeat_seconds, deadline - loop.time())):
+                    await self._idle.wait()
+            except TimeoutError:
+                pass
+        return tuple(self._jobs)
+
     async def close(self) -> None:
-        """Ends every trainer."""
+        """Ends every trainer, and says so to the master if it hears."""
         for running in list(self._jobs.values()):
             running.stopping = True
             await running.trainer.stop()
             if running.task is not None:
                 await running.task
         await self._warm.close()
+        if self.registered.is_set():
+            await self._beat(master_pb2.PRESENCE_LEFT, timeout=_GOODBYE_SECONDS)
 
     async def _keep_registered(self) -> None:
         retry, told = _RETRY_SECONDS, ""
@@ -152,28 +178,39 @@ class Agent:
     async def _beat_forever(self) -> None:
         while True:
             await self.registered.wait()
-            load = self.load()
-            self._metrics.cpu.set(load.cpu_percent / 100)
-            self._metrics.memory.set(load.memory_percent / 100)
-            try:
-                with raised_from_call():
-                    answer = await self._master.SendHeartbeat(
-                        master_pb2.SendHeartbeatRequest(
-                            worker_id=self.worker_id,
-                            status=load_to_proto(load),
-                            incarnation=self.incarnation,
-                            progress=[progress_to_proto(progress) for progress in self.progress()],
-                        ),
-                        timeout=_CALL_SECONDS,
-                    )
-                self._metrics.heartbeats.labels("recognized" if answer.success else "unknown").inc()
-                if not answer.success:
-                    self._log.warning("not_recognized", message=answer.message)
-                    self.registered.clear()
-            except (Unavailable, DeadlineExceeded) as error:
-                self._metrics.heartbeats.labels("failed").inc()
-                self._log.info("heartbeat_lost", error=str(error))
+            await self._beat()
             await asyncio.sleep(self._heartbeat_seconds)
+
+    async def _beat(
+        self, presence: "master_pb2.Presence.ValueType | None" = None, *, timeout: float = _CALL_SECONDS
+    ) -> bool:
+        """One heartbeat. False: the master could not be asked, or does not know this worker."""
+        if presence is None:
+            presence = master_pb2.PRESENCE_LEAVING if self._leaving else master_pb2.PRESENCE_UNSPECIFIED
+        load = self.load()
+        self._metrics.cpu.set(load.cpu_percent / 100)
+        self._metrics.memory.set(load.memory_percent / 100)
+        try:
+            with raised_from_call():
+                answer = await self._master.SendHeartbeat(
+                    master_pb2.SendHeartbeatRequest(
+                        worker_id=self.worker_id,
+                        status=load_to_proto(load),
+                        incarnation=self.incarnation,
+                        progress=[progress_to_proto(progress) for progress in self.progress()],
+                        presence=presence,
+                    ),
+                    timeout=timeout,
+                )
+        except (Unavailable, DeadlineExceeded) as error:
+            self._metrics.heartbeats.labels("failed").inc()
+            self._log.info("heartbeat_lost", error=str(error))
+            return False
+        self._metrics.heartbeats.labels("recognized" if answer.success else "unknown").inc()
+        if not answer.success:
+            self._log.warning("not_recognized", message=answer.message)
+            self.registered.clear()
+        return answer.success
 
     async def _poll_forever(self) -> None:
         retry = _RETRY_SECONDS
@@ -216,6 +253,8 @@ class Agent:
                 attempt=running.grant.attempt,
                 step=running.trainer.advanced.step if running.trainer.advanced else 0,
                 seconds_per_unit=running.trainer.advanced.seconds_per_unit if running.trainer.advanced else 0.0,
+                restarts=running.restarts,
+                last_crash=running.last_crash,
             )
             for job_id, running in self._jobs.items()
         )
@@ -234,7 +273,7 @@ class Agent:
             for grant in grants:
                 await self._apply_one(grant)
             self._ended = {job_id: attempt for job_id, attempt in self._ended.items() if job_id in wanted}
-            self._metrics.jobs_running.set(len(self._jobs))
+            self._note_jobs()
 
     async def start(self, grant: Grant) -> str:
         """One grant, pushed by the master. Returns what was done. Raises Stale or Exhausted."""
@@ -242,10 +281,12 @@ class Agent:
             if grant.revision < self._revision:
                 raise Stale(f"grant of revision {grant.revision} is older than {self._revision}")
             known = self._jobs.get(grant.job_id)
+            if known is None and self._leaving:
+                raise Exhausted(f"{self.worker_id} is leaving")
             if known is None and len(self._jobs) >= self.capabilities.max_concurrent_jobs:
                 raise Exhausted(f"all {self.capabilities.max_concurrent_jobs} job slots of {self.worker_id} are taken")
             changed = await self._apply_one(grant)
-            self._metrics.jobs_running.set(len(self._jobs))
+            self._note_jobs()
             return "started" if known is None and changed else "ranks moved" if changed else "nothing to do"
 
     async def stop(self, job_id: str, attempt: int) -> None:
@@ -258,7 +299,7 @@ class Agent:
                 raise Stale(f"attempt {attempt} of job {job_id} does not run here: {running.grant.attempt} does")
             self._ended[job_id] = running.grant.attempt
             await self._stop(job_id)
-            self._metrics.jobs_running.set(len(self._jobs))
+            self._note_jobs()
 
     async def _apply_one(self, grant: Grant) -> bool:
         """True if something changed."""
@@ -271,7 +312,7 @@ class Agent:
         if running is None:
             if self._ended.get(grant.job_id, -1) >= grant.attempt:
                 return False
-            await self._launch(grant, restarts=0)
+            await self._launch(grant)
             return True
         moved = running.grant.ranks != grant.ranks
         running.grant = grant
@@ -280,13 +321,20 @@ class Agent:
             self._log.info("ranks_moved", job_id=grant.job_id, first=grant.first_rank, last=grant.last_rank)
         return moved
 
+    def _note_jobs(self) -> None:
+        self._metrics.jobs_running.set(len(self._jobs))
+        if self._jobs:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
     def _assignment(self, grant: Grant) -> Assignment:
         return Assignment(grant=grant, worker_id=self.worker_id, incarnation=self.incarnation)
 
-    async def _launch(self, grant: Grant, *, restarts: int) -> None:
+    async def _launch(self, grant: Grant, *, restarts: int = 0, last_crash: str = "") -> None:
         trainer = await self._warm.take()
         trainer.assign(self._assignment(grant))
-        running = _Running(grant=grant, trainer=trainer, restarts=restarts)
+        running = _Running(grant=grant, trainer=trainer, restarts=restarts, last_crash=last_crash)
         self._jobs[grant.job_id] = running
         running.task = asyncio.create_task(self._follow(running), name=f"job-{grant.job_id}")
         running.task.add_done_callback(_shout)
@@ -320,12 +368,12 @@ class Agent:
             self._log.warning("trainer_crashed", job_id=job_id, error=ending.describe(), restart=running.restarts + 1)
             async with self._applying:
                 if self._jobs.get(job_id) is running:
-                    await self._launch(running.grant, restarts=running.restarts + 1)
+                    await self._launch(running.grant, restarts=running.restarts + 1, last_crash=ending.in_one_line())
             await self._warm.refill()
             return
         del self._jobs[job_id]
         self._ended[job_id] = running.grant.attempt
-        self._metrics.jobs_running.set(len(self._jobs))
+        self._note_jobs()
         await self._report(running.grant, ending)
         await self._warm.refill()
 

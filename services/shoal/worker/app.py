@@ -14,7 +14,7 @@ from shoal.metrics.grpc import AioMetricsInterceptor, GrpcServerMetrics
 from shoal.metrics.http import MetricsServer
 from shoal.metrics.registry import new_registry
 from shoal.metrics.worker import WorkerMetrics
-from shoal.process.identity import new_incarnation, write_ready_file
+from shoal.process.identity import host_to_tell, new_incarnation, write_ready_file
 from shoal.wire.options import open_aio_channel, server_options
 from shoal.wire.v1 import master_pb2_grpc, worker_pb2_grpc
 from shoal.worker.agent import Agent
@@ -57,7 +57,7 @@ async def serve(settings: WorkerSettings) -> None:
         master=master_pb2_grpc.MasterServiceStub(channel),
         worker_id=settings.worker_id or f"{socket.gethostname()}-{port}",
         incarnation=incarnation,
-        host=settings.advertise_host or settings.host,
+        host=host_to_tell(listening_on=settings.host, advertised=settings.advertise_host),
         port=port,
         metrics_port=metrics_server.port,
         capabilities=detect(
@@ -79,7 +79,7 @@ async def serve(settings: WorkerSettings) -> None:
     if settings.ready_file:
         write_ready_file(
             settings.ready_file,
-            host=settings.advertise_host or settings.host,
+            host=host_to_tell(listening_on=settings.host, advertised=settings.advertise_host),
             port=port,
             metrics_port=metrics_server.port,
             incarnation=incarnation,
@@ -89,6 +89,7 @@ async def serve(settings: WorkerSettings) -> None:
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()  # raises: an eternal task has ended
+        await agent.leave(wait_seconds=settings.leave_seconds)
     finally:
         stopped.cancel()
         running.cancel()

@@ -1,5 +1,6 @@
 """gRPC in front of the agent: what the master (or anybody) asks of a worker."""
 
+import math
 from typing import Any, TypeAlias
 
 import grpc
@@ -41,6 +42,18 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             except (NotFound, Stale) as error:
                 return worker_pb2.StopTrainingResponse(success=False, message=str(error))
             return worker_pb2.StopTrainingResponse(success=True, message="stopped")
+        raise AssertionError("abort raises")
+
+    async def Leave(self, request: worker_pb2.LeaveRequest, context: _Context) -> worker_pb2.LeaveResponse:
+        async with answered_async(context):
+            if not 0 <= request.wait_seconds < math.inf:
+                raise InvalidInput(f"wait_seconds {request.wait_seconds} is not a time to wait", field="wait_seconds")
+            job_ids = await self._agent.leave(wait_seconds=request.wait_seconds)
+            return worker_pb2.LeaveResponse(
+                success=not job_ids,
+                message=f"still here: {', '.join(job_ids)}" if job_ids else "no job is left here",
+                job_ids=job_ids,
+            )
         raise AssertionError("abort raises")
 
     async def GetStatus(self, request: worker_pb2.GetStatusRequest, context: _Context) -> worker_pb2.GetStatusResponse:

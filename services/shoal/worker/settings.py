@@ -23,7 +23,9 @@ class WorkerSettings(RoleSettings):
 
     host: str = pydantic.Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = pydantic.Field(7090, ge=0, le=65_535, description="gRPC port; 0: any free one")
-    advertise_host: str = pydantic.Field("", description="host name that the master dials; default: `host`")
+    advertise_host: str = pydantic.Field(
+        "", description="host name that the master dials; default: `host`, or this machine's name where that is 0.0.0.0"
+    )
     metrics_port: int = pydantic.Field(7091, ge=0, le=65_535, description="HTTP port of /metrics, /livez, /readyz")
     master: str = pydantic.Field("127.0.0.1:7070", description="HOST:PORT of the master")
     worker_id: str = pydantic.Field("", description="stable name; default: host name and port")
@@ -38,6 +40,9 @@ class WorkerSettings(RoleSettings):
         1, ge=0, le=4, description="trainer processes kept ready, so that a job starts without loading torch first"
     )
     poll_seconds: float = pydantic.Field(20.0, gt=0, le=30, description="length of a RequestJob long poll")
+    leave_seconds: float = pydantic.Field(
+        10.0, ge=0, le=600, description="at SIGTERM, the longest wait for the master to take the ranks back"
+    )
     trainer_restarts: int = pydantic.Field(
         3, ge=0, description="times that a trainer killed by a signal is started again within one attempt"
     )

@@ -14,6 +14,7 @@ import structlog
 
 from shoal.core.errors import Corrupt
 from shoal.process.lifetime import DIE_WITH_PARENT
+from shoal.process.load import memory_limit_bytes, oom_kills
 from shoal.worker.control import (
     DATA_ROOTS_VARIABLE,
     REPORT_FD_VARIABLE,
@@ -45,19 +46,24 @@ class Crashed:
 
     returncode: int
     last_lines: tuple[str, ...]
+    out_of_memory: bool = False  # the kernel ended it because the container's memory ran out
 
     @property
     def by_signal(self) -> bool:
         return self.returncode < 0
 
+    def in_one_line(self) -> str:
+        if self.out_of_memory:
+            limit = memory_limit_bytes()
+            whose = f"the container's limit of {limit >> 20} MiB" if limit else "the machine"
+            return f"the trainer was killed by the kernel: out of memory ({whose})"
+        if self.by_signal:
+            return f"the trainer was killed by {_signal_name(-self.returncode)}"
+        return f"the trainer ended with exit code {self.returncode}"
+
     def describe(self) -> str:
-        how = (
-            f"was killed by {_signal_name(-self.returncode)}"
-            if self.by_signal
-            else f"ended with exit code {self.returncode}"
-        )
         tail = "\n".join(self.last_lines)
-        return f"the trainer {how}" + (f"; its last lines:\n{tail}" if tail else "")
+        return self.in_one_line() + (f"; its last lines:\n{tail}" if tail else "")
 
 
 Ending = Finished | Failed | Fenced | Crashed
@@ -78,6 +84,7 @@ class TrainerProcess:
         self._reports = reports
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._stopped = False
+        self._oom_kills = oom_kills()
         self.assignment: Assignment | None = None
         self.advanced: Advanced | None = None
         self.entries: deque[LogEntry] = deque(maxlen=10_000)  # not handed to the master yet
@@ -145,7 +152,8 @@ class TrainerProcess:
             return ending
         if self._stopped:
             return Fenced(reason="stopped by the agent")
-        return Crashed(returncode=returncode, last_lines=tuple(self._lines))
+        out_of_memory = returncode == -signal.SIGKILL and oom_kills() > self._oom_kills
+        return Crashed(returncode=returncode, last_lines=tuple(self._lines), out_of_memory=out_of_memory)
 
     async def stop(self) -> None:
         """Ends the process; it holds nothing that would have to be saved."""

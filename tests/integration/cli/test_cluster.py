@@ -9,6 +9,7 @@ import psutil
 import pytest
 import yaml
 
+from shoal.sdk.contexts import Context, ContextFile
 from tests.integration.cli.left import TAG, new_tag, none_left
 from tests.integration.cli.test_run import SPEC
 from tests.ports import free_port
@@ -25,7 +26,8 @@ class Session:
         self.tag = new_tag()
 
     def __call__(self, *arguments: str | Path) -> Done:
-        variables = {"XDG_STATE_HOME": str(self.folder / "state"), TAG: self.tag}
+        contexts = self.folder / "config" / "shoal" / "contexts.yaml"
+        variables = {"XDG_STATE_HOME": str(self.folder / "state"), "SHOAL_CONTEXTS": str(contexts), TAG: self.tag}
         return shoal(*arguments, cwd=self.folder, timeout=120, **variables)
 
     def ask(self, *arguments: str | Path) -> Any:
@@ -98,6 +100,32 @@ def test_what_is_not_there_has_its_own_code(session):
 def test_the_master_refuses_what_only_it_can_know(session):
     done = session("submit", session.spec("wide"), "--idempotency-key", "once")
     done.fails_with(2, "once")
+
+
+def test_the_cluster_is_the_current_context_and_an_old_one_is_so_again_behind_it(tmp_path):
+    user = Session(tmp_path)
+    file = ContextFile(tmp_path / "config" / "shoal" / "contexts.yaml")
+    file.store(Context(name="ml/shoal", address=f"127.0.0.1:{free_port()}", command="shoal connect -n ml"))
+    user("list").fails_with(1, "context 'ml/shoal', which needs 'shoal connect -n ml' to run")
+    up = user("up", "--workers", "0", "--shards", "1", "--port", "0")
+    assert up.code == 0, up
+    assert [context["name"] for context in user.ask("contexts", "list")] == ["local", "ml/shoal"]
+    assert user.ask("list") == []
+    user("--context", "ml/shoal", "list").fails_with(1, "ml/shoal")
+    assert user.ask("contexts", "use", "ml/shoal") == {"current": "ml/shoal"}
+    assert user.ask("list", "--context", "local") == []
+    assert user("down").code == 0
+    assert [context["name"] for context in user.ask("contexts", "list")] == ["ml/shoal"]
+    assert none_left(user.tag)
+
+
+def test_a_damaged_contexts_file_is_told_before_a_cluster_starts(tmp_path):
+    user = Session(tmp_path)
+    (tmp_path / "config" / "shoal").mkdir(parents=True)
+    (tmp_path / "config" / "shoal" / "contexts.yaml").write_text("contexts: [")
+    user("up", "--port", "0").fails_with(1, "contexts.yaml")
+    user("status").fails_with(102, "no cluster")
+    assert none_left(user.tag)
 
 
 def test_a_lost_worker_shows_and_down_leaves_nothing(tmp_path):

@@ -75,6 +75,13 @@ class RunningMaster:
         if self._error is not None:
             raise self._error
 
+    def stops_by_itself(self) -> BaseException | None:
+        """Why it does, once it has."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self.channel.close()
+        return self._error
+
     # Calls that most tests make.
 
     def register(self, worker_id: str = "worker-1", *, incarnation: str | None = None, **fields: Any) -> Any:

@@ -172,6 +172,27 @@ def test_download_relays_every_file_in_pieces(master, shard):
     assert hashlib.sha256(data).hexdigest() == first.file.sha256
 
 
+def test_a_download_begins_where_it_is_asked_to(master, shard):
+    job_id = begin(master, shard)
+    master.complete(job_id)
+    master.phase_is(job_id, "SUCCEEDED")
+    ((_, name), data), *_ = shard.files.items()
+
+    def rest(offset):
+        request = jobs_pb2.DownloadRequest(job_id=job_id, file_name=name, offset=offset)
+        head, first, *messages = master.jobs.Download(request, timeout=30)
+        assert head.config_json
+        assert (first.file.file_name, first.file.size, first.offset) == (name, len(data), offset)
+        return b"".join(message.data for message in messages)
+
+    for offset in (0, 1, 1 << 20, len(data) - 1, len(data)):
+        assert rest(offset) == data[offset:]
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"offset {len(data) + 1} is behind the end"):
+        rest(len(data) + 1)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "no file 'other'"):
+        list(master.jobs.Download(jobs_pb2.DownloadRequest(job_id=job_id, file_name="other"), timeout=10))
+
+
 def test_only_the_model_of_a_succeeded_job_can_be_downloaded(master):
     job_id = master.submit()
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "PENDING"):

@@ -1,6 +1,8 @@
 """One worker of a real cluster, seen from outside: its service, its slots, and what it makes of jobs that go wrong."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +157,36 @@ def test_status_is_asked_of_the_worker_that_is_meant(stub: worker_pb2_grpc.Worke
     other = stub.GetStatus(worker_pb2.GetStatusRequest(worker_id="worker-7"), timeout=5)
     assert not other.success
     assert other.message == "this is worker 'worker-1', not 'worker-7'"
+
+
+def test_a_wait_that_is_no_time_is_refused(stub: worker_pb2_grpc.WorkerServiceStub) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Leave(worker_pb2.LeaveRequest(wait_seconds=float("nan")), timeout=SECONDS)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_worker_asked_to_leave_has_handed_its_ranks_back_when_that_returns() -> None:
+    """By the program that a pod's preStop hook runs."""
+    with Cluster(workers=2, shards=1) as cluster, cluster.client() as client:
+        (leaver,) = (member for member in cluster.members if member.name == "worker-1")
+        address = json.loads(leaver.ready_file.read_text())
+        job_id = client.submit(spec_of("leaving", steps=3000)).job_id
+        for view in client.watch(job_id):
+            if view.step > 100:
+                break
+        assert {share.worker_id for share in view.workers} == {"worker-1", "worker-2"}
+        program = [sys.executable, "-m", "shoal.worker.leave", "--port", str(address["port"])]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "no job is left here\n", "")
+        assert {share.worker_id for share in client.get(job_id).workers} == {"worker-2"}
+        states = {worker.worker_id: worker.state for worker in client.workers()}
+        assert states == {"worker-1": "leaving", "worker-2": "alive"}
+        job = client.wait(job_id, timeout=SECONDS)
+        assert job.phase is Phase.SUCCEEDED
+        unreachable = subprocess.run([*program[:-1], "1"], capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert unreachable.returncode == 2
+        assert unreachable.stderr.startswith("error: ")
+        assert unreachable.stderr.count("\n") == 1
 
 
 def test_training_without_a_grant_is_refused_with_one_line(stub: worker_pb2_grpc.WorkerServiceStub) -> None:

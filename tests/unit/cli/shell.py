@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
+NO_CONTEXTS = str(Path(tempfile.gettempdir(), "shoal-tests-have-none", "contexts.yaml"))  # not those of who runs tests
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,19 @@ class Done:
 
 
 def shoal(*arguments: str | Path, cwd: Path | None = None, timeout: float = 60, **variables: str) -> Done:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
     done = subprocess.run(
         [SHOAL, *map(str, arguments)],
         cwd=cwd,
-        env=environment | variables,
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
     return Done(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """That of a user who has set nothing but `variables`."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
+    return clean | {"SHOAL_CONTEXTS": NO_CONTEXTS} | variables

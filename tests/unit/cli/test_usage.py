@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from shoal.jobspec.spec import JobSpec
+from shoal.sdk.contexts import Context, ContextFile
 from tests.ports import free_port
-from tests.unit.cli.shell import shoal
+from tests.unit.cli.shell import Done, shoal
+from tests.unit.sdk.fake_master import FakeMaster, Script
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
@@ -86,18 +88,117 @@ def test_an_unknown_command_and_a_missing_argument():
 
 def test_no_master_is_told_in_one_line():
     address = f"127.0.0.1:{free_port('127.0.0.1')}"
-    for arguments in (("list",), ("get", "job-1"), ("workers",), ("submit", EXAMPLES / "digits.yaml")):
+    for arguments in (("list",), ("watch", "job-1"), ("workers",), ("submit", EXAMPLES / "digits.yaml")):
         shoal(*arguments, SHOAL_MASTER_ADDRESS=address).fails_with(1, address, "cannot be reached", "shoal up")
-
-
-def test_the_option_wins_over_the_environment_before_and_behind_the_command():
-    first, second = f"127.0.0.1:{free_port('127.0.0.1')}", "127.0.0.1:9"
-    for arguments in (("--master", first, "list"), ("list", "-m", first)):
-        shoal(*arguments, SHOAL_MASTER_ADDRESS=second).fails_with(1, first)
 
 
 def test_an_address_that_is_none():
     shoal("list", "-m", "nowhere").fails_with(2, "'nowhere'", "HOST:PORT")
+
+
+class TestWhichMaster:
+    """Nobody listens anywhere: the error tells which address was meant."""
+
+    OPTION, CONTEXT, VARIABLE, CURRENT = (f"127.0.0.1:{port}" for port in (free_port(), free_port(), 9, 10))
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        file = ContextFile(tmp_path / "contexts.yaml")
+        file.store(Context(name="named", address=self.CONTEXT, command="shoal connect -n named"))
+        file.store(Context(name="current", address=self.CURRENT, command="shoal connect -n current"))
+        return file
+
+    def meant(self, *arguments: str, file: ContextFile | None = None, variable: str = "") -> Done:
+        variables = {"XDG_STATE_HOME": "/nonexistent"}
+        if file is not None:
+            variables["SHOAL_CONTEXTS"] = str(file.path)
+        if variable:
+            variables["SHOAL_MASTER_ADDRESS"] = variable
+        return shoal(*arguments, **variables)
+
+    @pytest.mark.parametrize("arguments", [("--master", OPTION, "list"), ("list", "-m", OPTION)])
+    def test_the_option_wins_before_and_behind_the_command(self, file, arguments):
+        done = self.meant(*arguments, "--context", "named", file=file, variable=self.VARIABLE)
+        done.fails_with(1, self.OPTION, "--master")
+
+    @pytest.mark.parametrize("arguments", [("--context", "named", "list"), ("list", "--context", "named")])
+    def test_then_the_context_that_is_named(self, file, arguments):
+        done = self.meant(*arguments, file=file, variable=self.VARIABLE)
+        done.fails_with(1, self.CONTEXT, "context 'named', which needs 'shoal connect -n named' to run")
+
+    def test_then_the_environment(self, file):
+        self.meant("list", file=file, variable=self.VARIABLE).fails_with(1, self.VARIABLE, "$SHOAL_MASTER_ADDRESS")
+
+    def test_then_the_current_context(self, file):
+        self.meant("list", file=file).fails_with(1, self.CURRENT, "context 'current', which needs", "contexts use")
+
+    def test_then_the_default(self):
+        done = self.meant("list")
+        if done.code:  # unless somebody serves there
+            done.fails_with(1, "127.0.0.1:7070", "shoal up", "shoal connect")
+
+    def test_a_context_that_does_not_exist_is_told_with_those_that_do(self, file):
+        self.meant("list", "--context", "other", file=file).fails_with(102, "'other'", "current, named")
+
+    def test_a_damaged_file_is_told_where_it_is_needed_and_only_there(self, file):
+        file.path.write_text("contexts: nonsense")
+        self.meant("list", file=file).fails_with(1, str(file.path), "correct it or delete it")
+        self.meant("list", file=file, variable=self.VARIABLE).fails_with(1, self.VARIABLE)
+
+
+class TestContexts:
+    def test_nothing_is_known_at_first(self, tmp_path):
+        variables = {"SHOAL_CONTEXTS": str(tmp_path / "contexts.yaml")}
+        assert json.loads(shoal("contexts", "list", "-o", "json", **variables).out) == []
+        shoal("contexts", "use", "x", **variables).fails_with(102, "no context 'x'", "shoal connect")
+
+    def test_they_are_listed_used_and_removed(self, tmp_path):
+        file = ContextFile(tmp_path / "shoal" / "contexts.yaml")
+        for name in ("first", "second"):
+            file.store(Context(name=name, address="127.0.0.1:1", command=f"shoal connect --name {name}"))
+        variables = {"XDG_CONFIG_HOME": str(tmp_path), "SHOAL_CONTEXTS": ""}
+        table = shoal("contexts", "list", **variables).out.splitlines()
+        assert [line.split()[:3] for line in table] == [
+            ["NAME", "ADDRESS", "CURRENT"],
+            ["second", "127.0.0.1:1", "yes"],
+            ["first", "127.0.0.1:1", "no"],
+        ]
+        assert "first" in shoal("contexts", "use", "first", **variables).out
+        assert yaml.safe_load(shoal("contexts", "list", "-o", "yaml", **variables).out)[0]["name"] == "first"
+        removed = shoal("contexts", "remove", "first", "-o", "json", **variables)
+        assert json.loads(removed.out) == {"current": "second"}
+        assert shoal("contexts", "remove", "second", **variables).out == "there is no context now\n"
+
+    def test_without_a_command_the_help_is_shown(self):
+        done = shoal("contexts")
+        assert (done.code, done.err) == (2, "")
+        assert "remove" in done.out
+
+
+class TestWithoutExtras:
+    """What is not installed is told in one line, and only by what needs it."""
+
+    @pytest.fixture
+    def without(self, tmp_path):
+        def variables(module: str) -> dict[str, str]:
+            (tmp_path / f"{module}.py").write_text(
+                f'raise ModuleNotFoundError("No module named {module!r}", name="{module}")'
+            )
+            return {"PYTHONPATH": str(tmp_path)}
+
+        return variables
+
+    @pytest.mark.parametrize("module", ["numpy", "safetensors"])
+    def test_download_names_what_to_install(self, without, tmp_path, module):
+        with FakeMaster(Script()) as master:
+            variables = without(module)
+            done = shoal("download", "job-1", tmp_path / "model", "-m", master.address, **variables)
+            done.fails_with(1, f"needs {module}", "pip install 'shoal[download]'")
+            assert shoal("list", "-m", master.address, **variables).code == 0
+            assert shoal("submit", EXAMPLES / "digits.yaml", "-m", master.address, **variables).code == 0
+
+    def test_connect_names_what_to_install(self, without):
+        shoal("connect", **without("kubernetes")).fails_with(1, "needs kubernetes", "pip install 'shoal[kubernetes]'")
 
 
 def test_a_taken_port_is_told_before_anything_starts(tmp_path):
@@ -151,4 +252,5 @@ def test_the_command_line_loads_neither_torch_nor_a_role():
     done = shoal("validate", EXAMPLES / "digits.yaml", PYTHONPROFILEIMPORTTIME="1")
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.err.splitlines() if line.startswith("import time:")}
     assert "shoal.cli.app" in loaded
-    assert not loaded & {"torch", "sqlalchemy", "shoal.master", "shoal.worker", "shoal.ps"}
+    assert not loaded & {"torch", "numpy", "safetensors", "kubernetes", "sqlalchemy"}
+    assert not loaded & {"shoal.master", "shoal.worker", "shoal.ps"}

@@ -5,8 +5,9 @@ import pytest
 import sklearn.datasets
 
 from shoal.core.errors import InvalidInput
-from shoal.data.builtin import NAMES, read_table
+from shoal.data.builtin import read_table
 from shoal.data.catalog import open_dataset
+from shoal.data.sources import BUILTIN_NAMES
 from shoal.data.split import Dataset
 from shoal.data.splitting import split_positions
 
@@ -34,7 +35,7 @@ def test_digits_are_scikit_learns_scaled_to_one() -> None:
         assert np.array_equal(y, source.target[where])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUILTIN_NAMES)
 def test_every_value_is_scikit_learns(name: str) -> None:
     source = getattr(sklearn.datasets, f"load_{name}")()
     values_SF, y = read_table(name)
@@ -42,7 +43,7 @@ def test_every_value_is_scikit_learns(name: str) -> None:
     assert np.array_equal(y, source.target)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(BUILTIN_NAMES) - {"digits"}))
 def test_tables_are_standardised_by_the_training_split(name: str) -> None:
     dataset = opened(name)
     x, y = dataset.train.batch(np.arange(len(dataset.train)))

@@ -1,5 +1,6 @@
 """CSV and Parquet: numbers, labels, and what is wrong with a file, by column and row."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,20 @@ def test_what_is_wrong_is_told_by_column_and_row(tmp_path: Path, text: str, fiel
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_without_hugging_face_datasets_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).write_text(ROWS)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # what the import of a module that is not installed finds
+    with pytest.raises(InvalidInput) as caught:
+        opened(tmp_path / name)
+    for said in (name, "'datasets'", "shoal[tables]", "WORKER_EXTRAS=tables"):
+        assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.field == "data.source"
 
 
 def test_a_file_that_is_not_parquet_is_told(tmp_path: Path) -> None:

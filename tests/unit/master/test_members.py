@@ -227,3 +227,30 @@ def test_the_lost_are_listed_for_a_while_and_then_forgotten(members, clock):
     clock.advance(1)
     assert [member.member_id for member in members.expire().forgotten] == ["worker-1"]
     assert members.of(Role.WORKER) == ()
+
+
+def test_a_leaver_stays_known_but_is_leaving_whatever_else_it_says(members, clock):
+    members.register(WORKER)
+    assert members.leaves("worker-1", "a").state is MemberState.LEAVING
+    assert members.heard("worker-1", "a").state is MemberState.LEAVING
+    members.connection_broke("worker-1", "a")
+    assert state(members) is MemberState.LEAVING
+    clock.advance(1)
+    assert [member.member_id for member in members.expire().lost] == ["worker-1"]
+
+
+def test_who_has_left_is_lost_at_once_and_its_id_is_free(members):
+    members.register(WORKER)
+    members.left("worker-1", "a")
+    assert members.register(replace(WORKER, incarnation="b")).member.member_id == "worker-1"
+    members.left("worker-1", "b")
+    members.heard("worker-1", "b")
+    assert [member.left for member in members.expire().lost] == [True]
+    assert state(members) is MemberState.LOST
+
+
+def test_only_who_is_known_can_leave(members):
+    members.register(WORKER)
+    assert members.leaves("worker-1", "b") is None
+    assert members.left("nobody", "a") is None
+    assert state(members) is MemberState.ALIVE

@@ -202,6 +202,16 @@ def test_a_suspect_or_expected_worker_keeps_what_it_has():
     assert run([running], there) == {}
 
 
+def test_a_leaving_worker_hands_its_ranks_back_at_once_and_gets_none():
+    facts = job("a", ranks={"w1": range(4), "w2": range(4, 8)})
+    (decision,) = decide(NOW, (facts,), cluster(worker("w1", leaving=True, open=False), worker("w2")), HYSTERESIS)
+    assert isinstance(decision, Move)
+    assert decision.ranks == {"w2": range(8)}
+    assert (decision.reason, decision.message) == ("WorkerLeft", "w1 handed its ranks back")
+    (waits,) = decide(NOW, (job("b"),), cluster(worker("w1", leaving=True, open=False)), HYSTERESIS)
+    assert isinstance(waits, Wait)
+
+
 def test_a_worker_that_takes_no_jobs_any_more_gives_its_ranks_back():
     running = job("a", ranks=even("w0", "w1"))
     assert set(run([running], cluster(worker("w0"), worker("w1", slots=0)))["a"].ranks) == {"w0"}

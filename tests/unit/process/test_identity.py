@@ -1,13 +1,30 @@
 import json
 import os
+import socket
+
+import pytest
 
 from shoal.process.clock import FakeClock, SystemClock
-from shoal.process.identity import host_id, new_incarnation, write_ready_file
+from shoal.process.identity import host_id, host_to_tell, new_incarnation, write_ready_file
 
 
 def test_every_start_is_a_new_incarnation_on_one_host():
     assert new_incarnation() != new_incarnation()
     assert host_id() == host_id() != ""
+
+
+@pytest.mark.parametrize(
+    ("listening_on", "advertised", "told"),
+    [
+        ("10.0.0.7", "", "10.0.0.7"),
+        ("10.0.0.7", "ps-0.shards", "ps-0.shards"),
+        ("0.0.0.0", "ps-0.shards", "ps-0.shards"),
+        ("0.0.0.0", "", socket.gethostname()),
+        ("[::]", "", socket.gethostname()),
+    ],
+)
+def test_nobody_is_told_to_dial_all_addresses(listening_on, advertised, told):
+    assert host_to_tell(listening_on=listening_on, advertised=advertised) == told
 
 
 def test_a_ready_file_appears_whole(tmp_path):

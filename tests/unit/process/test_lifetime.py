@@ -1,8 +1,12 @@
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import psutil
+import pytest
 
 from shoal.process.lifetime import DIE_WITH_PARENT
 
@@ -49,3 +53,25 @@ def test_without_the_request_nothing_happens():
         [sys.executable, "-c", code], env=environment, timeout=30, capture_output=True, text=True, check=True
     )
     assert child.stdout == "lives\n"
+
+
+@pytest.mark.parametrize("role", ["master", "ps", "worker"])
+def test_a_role_that_still_starts_ends_at_sigterm(role):
+    starting = subprocess.Popen([sys.executable, "-m", f"shoal.{role}"], stderr=subprocess.PIPE)
+    try:
+        proc = Path(f"/proc/{starting.pid}")
+        deadline = time.monotonic() + 30
+        while not handles(proc, signal.SIGTERM):
+            assert time.monotonic() < deadline, "the signal is not handled"
+        assert "cygrpc" not in (proc / "maps").read_text(), "by then, it may have been serving already"
+        starting.terminate()
+        assert starting.wait(30) == 0
+    finally:
+        starting.kill()
+        starting.communicate()
+
+
+def handles(proc: Path, number: signal.Signals) -> bool:
+    """Is there a handler of the process' own for the signal (proc(5), SigCgt)?"""
+    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) & 1 << number - 1)

@@ -31,6 +31,7 @@ class Script:
     watch: list[jobs_pb2.Job] = field(default_factory=list)  # the job's states in order
     logs: list[str] = field(default_factory=list)
     download: list[jobs_pb2.DownloadResponse] = field(default_factory=list)
+    offset_error: int = 0  # a download goes on so many bytes behind where it should
     cut_streams_after: int | None = None  # messages of one stream before its connection breaks
     unavailable_calls: int = 0  # the next so many calls take effect, but their answer is lost
     hold_watch: bool = False  # a watch says nothing once its states are told
@@ -41,6 +42,7 @@ class FakeMaster(jobs_pb2_grpc.JobServiceServicer):
         self.script = script
         self.calls: dict[str, int] = defaultdict(int)
         self.submitted: dict[str, str] = {}  # idempotency key -> job id
+        self.positions: list[tuple[str, int]] = []  # where downloads were asked to begin
         self._told = 0
         self._ending = threading.Event()
         self.port = 0
@@ -128,7 +130,28 @@ class FakeMaster(jobs_pb2_grpc.JobServiceServicer):
     def Download(
         self, request: jobs_pb2.DownloadRequest, context: grpc.ServicerContext
     ) -> Iterator[jobs_pb2.DownloadResponse]:
-        yield from self.script.download
+        self.calls["Download"] += 1
+        self.positions.append((request.file_name, request.offset))
+        for sent, message in enumerate(self._rest_of_download(request.file_name, request.offset)):
+            if sent == self.script.cut_streams_after:
+                _cut(context)
+            yield message
+
+    def _rest_of_download(self, file_name: str, offset: int) -> Iterator[jobs_pb2.DownloadResponse]:
+        reached = not file_name
+        skip = 0
+        for message in self.script.download:
+            if message.HasField("file") and message.file.file_name == file_name:
+                reached, skip = True, offset
+                yield jobs_pb2.DownloadResponse(file=message.file, offset=offset + self.script.offset_error)
+            elif message.config_json or message.HasField("file"):
+                if reached or message.config_json:
+                    yield message
+            elif reached:
+                data = message.data[skip:]
+                skip -= len(message.data) - len(data)
+                if data:
+                    yield jobs_pb2.DownloadResponse(data=data)
 
     def _lose_answer(self, call: str, context: grpc.ServicerContext) -> None:
         self.calls[call] += 1

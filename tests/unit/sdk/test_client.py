@@ -53,6 +53,19 @@ def test_no_master_is_one_line_that_says_what_to_do():
     assert "\n" not in str(caught.value)
 
 
+def test_reaching_out_tells_soon_that_nobody_is_there_and_nothing_if_somebody_is():
+    with FakeMaster(Script()) as master, Client(master.address) as client:
+        client.reach()
+    assert master.calls == {}
+    began = time.monotonic()
+    with Client(master.address, retry_seconds=0.2, advice="try harder") as client:
+        with pytest.raises(Unavailable, match=f"the master at {master.address} cannot be reached; try harder"):
+            client.reach()
+    with Client("nowhere.invalid:7070", retry_seconds=0) as client, pytest.raises(Unavailable, match="nowhere.invalid"):
+        client.reach()
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", ":7070", "localhost:0", "localhost:x"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(InvalidInput, match="HOST:PORT"):

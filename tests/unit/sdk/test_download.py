@@ -1,12 +1,13 @@
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from shoal.core.errors import Corrupt, InvalidInput
+from shoal.core.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from shoal.models.folder import read_folder, weights_sha256
 from shoal.sdk import Client
 from shoal.wire.v1 import jobs_pb2
@@ -104,3 +105,43 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="give another one"):
         fetch(messages(FIRST, SECOND), tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("messages_a_stream", range(3, 10))
+def test_a_download_goes_on_where_its_connection_broke(tmp_path, messages_a_stream):
+    stream = messages(FIRST, SECOND)
+    script = Script(download=stream, cut_streams_after=messages_a_stream)
+    with FakeMaster(script) as master, Client(master.address, patience_seconds=20) as client:
+        saved = client.download("job-1", tmp_path)
+    assert saved.weights_sha256 == weights_sha256(TENSORS)
+    assert master.calls["Download"] > 1
+    assert master.positions == sorted(master.positions)
+    assert len(set(master.positions)) == len(master.positions)  # each one further than the one before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_download_whose_connections_bring_nothing_ends_with_the_patience(tmp_path):
+    script = Script(download=messages(FIRST, SECOND), cut_streams_after=2)  # the head and a file's name, no data
+    with FakeMaster(script) as master, Client(master.address, patience_seconds=1) as client:
+        with pytest.raises(Unavailable):
+            client.download("job-1", tmp_path)
+    assert master.calls["Download"] > 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_goes_on_elsewhere_is_noticed(tmp_path):
+    script = Script(download=messages(FIRST, SECOND), cut_streams_after=4, offset_error=1)
+    with FakeMaster(script) as master, Client(master.address) as client:
+        with pytest.raises(Corrupt, match="data from byte 201 on came, not from 200"):
+            client.download("job-1", tmp_path)
+
+
+def test_a_disk_without_room_is_told_and_nothing_is_left(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        with pytest.raises(Exhausted, match=f"folder {tmp_path}: the download cannot be kept there: File too large"):
+            fetch(messages(FIRST, SECOND), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -99,7 +99,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     async def Download(
         self, request: jobs_pb2.DownloadRequest, context: Context
     ) -> AsyncIterator[jobs_pb2.DownloadResponse]:
-        async with answered_async(context), aclosing(self._jobs.download(request.job_id)) as parts:
+        parts = self._jobs.download(request.job_id, file_name=request.file_name, offset=request.offset)
+        async with answered_async(context), aclosing(parts):
             async for part in parts:
                 match part:
                     case ModelHead():
@@ -113,7 +114,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
                                 file_name=part.file.file_name,
                                 size=part.file.size,
                                 sha256=part.file.sha256,
-                            )
+                            ),
+                            offset=part.offset,
                         )
                     case bytes():
                         yield jobs_pb2.DownloadResponse(data=part)

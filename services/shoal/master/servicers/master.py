@@ -9,8 +9,9 @@ import grpc
 
 from shoal.core.errors import InvalidInput, NotFound
 from shoal.master.completion import Completion, Completions
+from shoal.master.incidents import Incidents
 from shoal.master.jobs import Jobs
-from shoal.master.members import NOT_RECOGNIZED, Members, Role
+from shoal.master.members import NOT_RECOGNIZED, Member, Members, Role
 from shoal.master.messages import application_of, grant_message
 from shoal.master.polls import Polls
 from shoal.master.registration import Registrar
@@ -36,6 +37,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         completions: Completions,
         jobs: Jobs,
         polls: Polls,
+        incidents: Incidents,
         metrics: MasterMetrics,
         settings: MasterSettings,
         kick: Callable[[], None],
@@ -45,6 +47,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         self._completions = completions
         self._jobs = jobs
         self._polls = polls
+        self._incidents = incidents
         self._metrics = metrics
         self._settings = settings
         self._kick = kick
@@ -75,15 +78,24 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
                 load=load_from_proto(request.status) if request.HasField("status") else None,
                 progress=tuple(progress_from_proto(entry) for entry in request.progress),
             )
+            if member is not None and request.presence != master_pb2.PRESENCE_UNSPECIFIED:
+                member = self._departs(request)
             if member is None:
                 self._metrics.heartbeats.labels(outcome="unknown").inc()
                 return master_pb2.SendHeartbeatResponse(success=False, message=NOT_RECOGNIZED)
             self._metrics.heartbeats.labels(outcome="recognized").inc()
+            await self._incidents.progress(member)
             if member.role is Role.WORKER and member.load is not None:
                 self._metrics.worker_cpu.labels(worker=member.member_id).set(member.load.cpu_percent / 100)
                 self._metrics.worker_memory.labels(worker=member.member_id).set(member.load.memory_percent / 100)
                 self._metrics.worker_jobs.labels(worker=member.member_id).set(member.load.current_jobs)
             return master_pb2.SendHeartbeatResponse(success=True, message="")
+
+    def _departs(self, request: master_pb2.SendHeartbeatRequest) -> Member | None:
+        depart = self._members.left if request.presence == master_pb2.PRESENCE_LEFT else self._members.leaves
+        self._log.info("member_departs", member_id=request.worker_id, left=depart == self._members.left)
+        self._kick()
+        return depart(request.worker_id, request.incarnation)
 
     async def RequestJob(
         self, request: master_pb2.RequestJobRequest, context: Context

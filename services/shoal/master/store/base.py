@@ -1,11 +1,14 @@
-"""The interface of the job store, and the nouns that go in and out beside `core.job`."""
+"""The interface of the store, and the nouns that go in and out beside `core.job`.
+
+A `Database` says which master leads; its `jobs(epoch)` is the `JobStore` of the master that leads in that epoch.
+"""
 
 import abc
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shoal.core.errors import Stale
+from shoal.core.errors import Deposed, Stale
 from shoal.core.job import Event, Job, Phase, Results, ShardAddress, ShardFile
 
 LIVE = frozenset(phase for phase in Phase if not phase.ended)
@@ -102,10 +105,31 @@ class Limits:
     events: int
 
 
-class JobStore(abc.ABC):
-    """Every method that writes returns only after the write is durable, as far as the implementation goes.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leader:
+    """Which master leads, as the database sees it now."""
 
-    Raises NotFound for a job that does not exist, Unavailable when the store cannot be asked.
+    epoch: int  # +1 with each master that takes the lead; 0: none has yet
+    incarnation: str  # '': none leads
+    host: str
+    seconds_left: float  # of its lease, by the database's clock; from 0 down another master may take the lead
+    attended: bool  # its session with the database is open; if not, it is dead or has lost its connection
+
+    def __str__(self) -> str:
+        return f"master {self.incarnation[:8]} on {self.host}"
+
+
+def deposed(epoch: int, leader: Leader) -> Deposed:
+    now = f"{leader} leads" if leader.incarnation else "another master has led since"
+    return Deposed(f"this master led in epoch {epoch} and may not write any more: {now}, in epoch {leader.epoch}")
+
+
+class JobStore(abc.ABC):
+    """The jobs, in the hands of the master of one epoch.
+
+    Every method that writes returns only after the write is durable, as far as the implementation goes, and changes
+    nothing but raises Deposed once a newer epoch has begun. What takes effect, does so before a newer epoch begins.
+    Raises NotFound for a job that does not exist; Unavailable when the store cannot be used: nothing has changed then.
     """
 
     @abc.abstractmethod
@@ -133,6 +157,10 @@ class JobStore(abc.ABC):
     @abc.abstractmethod
     async def placements(self) -> dict[str, Placement]:
         """Of live jobs, as far as they have one."""
+
+    @abc.abstractmethod
+    async def add_event(self, job_id: str, event: Event) -> None:
+        """Of what happened around a job without changing it."""
 
     @abc.abstractmethod
     async def events(self, job_id: str) -> tuple[Event, ...]:
@@ -163,6 +191,33 @@ class JobStore(abc.ABC):
     @abc.abstractmethod
     async def prune(self, *, ended_kept: int) -> int:
         """Forgets all but the newest ended jobs; returns how many went."""
+
+
+class Database(abc.ABC):
+    """What masters share, or what one has for itself. Raises Unavailable when it cannot be asked."""
+
+    @abc.abstractmethod
+    async def look(self) -> Leader: ...
+
+    @abc.abstractmethod
+    async def take(
+        self, seen: Leader, *, incarnation: str, host: str, lease_seconds: float, unattended: bool = False
+    ) -> int:
+        """Begins the epoch after the one that was seen, and returns it. From then on no earlier master can write.
+
+        Raises Stale if another master was quicker, or if the lease runs on; `unattended` takes it nevertheless.
+        """
+
+    @abc.abstractmethod
+    async def renew(self, epoch: int, *, lease_seconds: float) -> None:
+        """Raises Deposed if a newer epoch has begun."""
+
+    @abc.abstractmethod
+    async def resign(self, epoch: int) -> None:
+        """Lets another master take the lead at once. Nothing happens if a newer epoch has begun."""
+
+    @abc.abstractmethod
+    def jobs(self, epoch: int) -> JobStore: ...
 
     @abc.abstractmethod
     async def close(self) -> None: ...

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field, replace
 from shoal.core.errors import AlreadyExists, NotFound, Stale
 from shoal.core.job import Event, Job, Phase
 from shoal.master.store.base import (
+    Database,
     Evaluation,
     JobStore,
+    Leader,
     Limits,
     LogLine,
     Placement,
     Submission,
     Summary,
     Transition,
+    deposed,
 )
 
 
@@ -31,15 +34,63 @@ class _Row:
     losses: "array[float]" = field(default_factory=lambda: array("d"))
 
 
+class MemoryDatabase(Database):
+    """One master's own, so whoever takes the lead gets it, and leases do not run out."""
+
+    def __init__(self, *, limits: Limits) -> None:
+        self.limits = limits
+        self.rows: dict[str, _Row] = {}
+        self.by_key: dict[str, str] = {}
+        self._leader = Leader(epoch=0, incarnation="", host="", seconds_left=0.0, attended=False)
+
+    async def look(self) -> Leader:
+        return self._leader
+
+    async def take(
+        self,
+        seen: Leader,
+        *,
+        incarnation: str,
+        host: str,
+        lease_seconds: float,  # noqa: ARG002  (there are no leases here)
+        unattended: bool = False,  # noqa: ARG002
+    ) -> int:
+        if seen.epoch != self._leader.epoch:
+            raise Stale(f"{self._leader} was quicker: it leads in epoch {self._leader.epoch}")
+        self._leader = replace(self._leader, epoch=seen.epoch + 1, incarnation=incarnation, host=host)
+        return self._leader.epoch
+
+    async def renew(self, epoch: int, *, lease_seconds: float) -> None:  # noqa: ARG002
+        self.check(epoch)
+
+    async def resign(self, epoch: int) -> None:
+        if epoch == self._leader.epoch:
+            self._leader = replace(self._leader, incarnation="", host="")
+
+    def jobs(self, epoch: int) -> JobStore:
+        return MemoryJobStore(database=self, epoch=epoch)
+
+    def check(self, epoch: int) -> None:
+        """Raises Deposed if a newer epoch has begun."""
+        if epoch != self._leader.epoch:
+            raise deposed(epoch, self._leader)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
 class MemoryJobStore(JobStore):
     """No method gives up control between reading and writing, so each is atomic in its event loop."""
 
-    def __init__(self, *, limits: Limits) -> None:
-        self._limits = limits
-        self._rows: dict[str, _Row] = {}
-        self._by_key: dict[str, str] = {}
+    def __init__(self, *, database: MemoryDatabase, epoch: int) -> None:
+        self._database = database
+        self._epoch = epoch
+        self._limits = database.limits
+        self._rows = database.rows
+        self._by_key = database.by_key
 
     async def submit(self, job: Job, *, spec_hash: str) -> Submission:
+        self._database.check(self._epoch)
         known = self._by_key.get(job.idempotency_key) if job.idempotency_key else None
         if known is not None:
             row = self._rows[known]
@@ -66,6 +117,7 @@ class MemoryJobStore(JobStore):
         return tuple(found[:limit] if limit else found)
 
     async def apply(self, transition: Transition) -> Job:
+        self._database.check(self._epoch)
         row = self._row(transition.job_id)
         job = row.job
         fits = transition.attempt is None or job.attempt == transition.attempt
@@ -92,6 +144,7 @@ class MemoryJobStore(JobStore):
         return row.job
 
     async def place(self, job_id: str, *, attempt: int, placement: Placement, event: Event | None) -> None:
+        self._database.check(self._epoch)
         row = self._row(job_id)
         if row.job.attempt != attempt or row.job.phase.ended:
             raise Stale(f"job {job_id}: attempt {attempt} is not running")
@@ -106,10 +159,15 @@ class MemoryJobStore(JobStore):
             if row.placement is not None and not row.job.phase.ended
         }
 
+    async def add_event(self, job_id: str, event: Event) -> None:
+        self._database.check(self._epoch)
+        self._add_event(self._row(job_id), event)
+
     async def events(self, job_id: str) -> tuple[Event, ...]:
         return tuple(self._row(job_id).events)
 
     async def save_evaluations(self, job_id: str, *, attempt: int, evaluations: Sequence[Evaluation]) -> None:
+        self._database.check(self._epoch)
         row = self._row(job_id)
         if row.job.attempt != attempt:
             raise Stale(f"job {job_id}: attempt {attempt} is not the current one, {row.job.attempt}")
@@ -119,6 +177,7 @@ class MemoryJobStore(JobStore):
         return self._row(job_id).evaluations
 
     async def append_logs(self, job_id: str, lines: Sequence[LogLine]) -> None:
+        self._database.check(self._epoch)
         row = self._row(job_id)
         for line in lines:
             row.log_sequence += 1
@@ -141,6 +200,7 @@ class MemoryJobStore(JobStore):
         return self._row(job_id).losses
 
     async def prune(self, *, ended_kept: int) -> int:
+        self._database.check(self._epoch)
         ended = sorted(
             (row.job for row in self._rows.values() if row.job.phase.ended),
             key=lambda job: (job.submitted_at, job.job_id),
@@ -150,9 +210,6 @@ class MemoryJobStore(JobStore):
             del self._rows[job.job_id]
             self._by_key.pop(job.idempotency_key, None)
         return len(ended[ended_kept:])
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
     def _row(self, job_id: str) -> _Row:
         if (row := self._rows.get(job_id)) is None:

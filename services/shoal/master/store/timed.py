@@ -1,11 +1,11 @@
-"""Any store, with the time of each operation measured."""
+"""Any job store, with the time of each operation measured, and an ear for the end of its master's lead."""
 
 import contextlib
 import time
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
-from shoal.core.errors import Unavailable
+from shoal.core.errors import Deposed, Unavailable
 from shoal.core.job import Event, Job, Phase
 from shoal.master.store.base import (
     Evaluation,
@@ -20,15 +20,19 @@ from shoal.metrics.master import MasterMetrics
 
 
 class TimedJobStore(JobStore):
-    def __init__(self, store: JobStore, *, metrics: MasterMetrics) -> None:
+    def __init__(self, store: JobStore, *, metrics: MasterMetrics, deposed: Callable[[Deposed], None]) -> None:
         self._store = store
         self._metrics = metrics
+        self._deposed = deposed
 
     @contextlib.contextmanager
     def _timed(self, operation: str) -> Iterator[None]:
         begun = time.perf_counter()
         try:
             yield
+        except Deposed as error:
+            self._deposed(error)
+            raise
         except Unavailable:
             self._metrics.store_errors.inc()
             raise
@@ -58,6 +62,10 @@ class TimedJobStore(JobStore):
     async def placements(self) -> dict[str, Placement]:
         with self._timed("placements"):
             return await self._store.placements()
+
+    async def add_event(self, job_id: str, event: Event) -> None:
+        with self._timed("add_event"):
+            await self._store.add_event(job_id, event)
 
     async def events(self, job_id: str) -> tuple[Event, ...]:
         with self._timed("events"):
@@ -90,6 +98,3 @@ class TimedJobStore(JobStore):
     async def prune(self, *, ended_kept: int) -> int:
         with self._timed("prune"):
             return await self._store.prune(ended_kept=ended_kept)
-
-    async def close(self) -> None:
-        await self._store.close()

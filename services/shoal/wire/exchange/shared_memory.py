@@ -267,7 +267,20 @@ class SharedMemoryLink:
         try:
             self._socket.send(encode(frame))
         except OSError as error:
-            raise Unavailable(f"the link to the shard broke: {error.strerror or error}") from error
+            raise self._why_it_ended(error) from error
+
+    def _why_it_ended(self, error: OSError) -> ShoalError:
+        """What the shard said last, if it did, rather than that nobody reads any more."""
+        try:
+            while message := self._socket.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT):
+                frame = decode(message)
+                if frame.kind is Kind.FENCED:
+                    return Stale(bytes(frame.payload).decode())
+                if frame.kind is Kind.REFUSED and not frame.correct:
+                    return Unavailable(bytes(frame.payload).decode())
+        except OSError:
+            pass  # it said nothing more
+        return Unavailable(f"the link to the shard broke: {error.strerror or error}")
 
     def pull(self, version: int) -> None:
         """Nothing to do: both buffers are mapped."""

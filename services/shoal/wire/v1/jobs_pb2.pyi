@@ -615,15 +615,22 @@ class DownloadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    file_name: _builtins.str
+    """Where to go on: the file that was being received, and how many of its bytes have come. Empty: from the beginning."""
+    offset: _builtins.int
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "job_id", b"job_id", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -665,10 +672,13 @@ class DownloadResponse(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CONFIG_JSON_FIELD_NUMBER: _builtins.int
     WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     config_json: _builtins.str
-    """First message of the download only: the model's config.json."""
+    """First message of each stream only: the model's config.json."""
     weights_sha256: _builtins.str
+    offset: _builtins.int
+    """With `file`: where in it the data begins; 0 unless the request said where to go on."""
     @_builtins.property
     def file(self) -> Global___ShardFile:
         """First message of each file."""
@@ -680,10 +690,11 @@ class DownloadResponse(_message.Message):
         data: _builtins.bytes = ...,
         config_json: _builtins.str = ...,
         weights_sha256: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "data", b"data", "file", b"file", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "data", b"data", "file", b"file", "offset", b"offset", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

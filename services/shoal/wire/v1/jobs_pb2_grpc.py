@@ -145,7 +145,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
-        """The files of the finished model's shards, one after the other.
+        """The files of the finished model's shards, one after the other. A download that was cut off goes on where it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class JobServiceStub:
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListWorkersRequest, _jobs_pb2.ListWorkersResponse]
     ListParameterServers: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListParameterServersRequest, _jobs_pb2.ListParameterServersResponse]
     Download: _grpc.UnaryStreamMultiCallable[_jobs_pb2.DownloadRequest, _jobs_pb2.DownloadResponse]
-    """The files of the finished model's shards, one after the other."""
+    """The files of the finished model's shards, one after the other. A download that was cut off goes on where it was."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -58,7 +58,7 @@ class JobServiceAsyncStub(JobServiceStub):
     ListWorkers: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListWorkersRequest, _jobs_pb2.ListWorkersResponse]  # type: ignore[assignment]
     ListParameterServers: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListParameterServersRequest, _jobs_pb2.ListParameterServersResponse]  # type: ignore[assignment]
     Download: _aio.UnaryStreamMultiCallable[_jobs_pb2.DownloadRequest, _jobs_pb2.DownloadResponse]  # type: ignore[assignment]
-    """The files of the finished model's shards, one after the other."""
+    """The files of the finished model's shards, one after the other. A download that was cut off goes on where it was."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -131,6 +131,6 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.DownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.DownloadResponse], _abc.AsyncIterator[_jobs_pb2.DownloadResponse]]:
-        """The files of the finished model's shards, one after the other."""
+        """The files of the finished model's shards, one after the other. A download that was cut off goes on where it was."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -38,6 +38,30 @@ ROLE_WORKER: Role.ValueType  # 1
 ROLE_PARAMETER_SERVER: Role.ValueType  # 2
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _Presence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PresenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Presence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRESENCE_UNSPECIFIED: _Presence.ValueType  # 0
+    """it stays"""
+    PRESENCE_LEAVING: _Presence.ValueType  # 1
+    """it hands its ranks back: they move to others, and it gets nothing new"""
+    PRESENCE_LEFT: _Presence.ValueType  # 2
+    """it ends now: nobody needs to wait for its lease"""
+
+class Presence(_Presence, metaclass=_PresenceEnumTypeWrapper):
+    """Whether the caller means to stay."""
+
+PRESENCE_UNSPECIFIED: Presence.ValueType  # 0
+"""it stays"""
+PRESENCE_LEAVING: Presence.ValueType  # 1
+"""it hands its ranks back: they move to others, and it gets nothing new"""
+PRESENCE_LEFT: Presence.ValueType  # 2
+"""it ends now: nobody needs to wait for its lease"""
+Global___Presence: _TypeAlias = Presence  # noqa: Y015
+
 @_typing.final
 class WorkerCapabilities(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -199,12 +223,18 @@ class JobProgress(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     SECONDS_PER_UNIT_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    LAST_CRASH_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt: _builtins.int
     step: _builtins.int
     """version that the trainer holds"""
     seconds_per_unit: _builtins.float
     """moving mean of the compute time of one (step, rank); 0: not known yet"""
+    restarts: _builtins.int
+    """of the trainer on this worker within the attempt, after it was killed"""
+    last_crash: _builtins.str
+    """how it ended before the last restart, in one line"""
     def __init__(
         self,
         *,
@@ -212,10 +242,12 @@ class JobProgress(_message.Message):
         attempt: _builtins.int = ...,
         step: _builtins.int = ...,
         seconds_per_unit: _builtins.float = ...,
+        restarts: _builtins.int = ...,
+        last_crash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "seconds_per_unit", b"seconds_per_unit", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "last_crash", b"last_crash", "restarts", b"restarts", "seconds_per_unit", b"seconds_per_unit", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,8 +261,11 @@ class SendHeartbeatRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
+    presence: Global___Presence.ValueType
+    """once LEAVING or LEFT, an incarnation does not stay any more"""
     @_builtins.property
     def status(self) -> Global___WorkerStatus: ...
     @_builtins.property
@@ -242,10 +277,11 @@ class SendHeartbeatRequest(_message.Message):
         status: Global___WorkerStatus | None = ...,
         incarnation: _builtins.str = ...,
         progress: _abc.Iterable[Global___JobProgress] | None = ...,
+        presence: Global___Presence.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "progress", b"progress", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "presence", b"presence", "progress", b"progress", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

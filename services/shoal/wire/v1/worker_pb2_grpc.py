@@ -49,6 +49,11 @@ class WorkerServiceStub:
                 request_serializer=shoal_dot_wire_dot_v1_dot_worker__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=shoal_dot_wire_dot_v1_dot_worker__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/shoal.worker.v1.WorkerService/Leave',
+                request_serializer=shoal_dot_wire_dot_v1_dot_worker__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_worker__pb2.LeaveResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -74,6 +79,14 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """Hands the worker's ranks back; it takes no job any more. Asked for by whoever is about to end the worker, such as
+        its pod's preStop hook. Returns when no job is left here, or after `wait_seconds`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +104,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=shoal_dot_wire_dot_v1_dot_worker__pb2.GetStatusRequest.FromString,
                     response_serializer=shoal_dot_wire_dot_v1_dot_worker__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_worker__pb2.LeaveRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_worker__pb2.LeaveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +192,33 @@ class WorkerService:
             '/shoal.worker.v1.WorkerService/GetStatus',
             shoal_dot_wire_dot_v1_dot_worker__pb2.GetStatusRequest.SerializeToString,
             shoal_dot_wire_dot_v1_dot_worker__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.worker.v1.WorkerService/Leave',
+            shoal_dot_wire_dot_v1_dot_worker__pb2.LeaveRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_worker__pb2.LeaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

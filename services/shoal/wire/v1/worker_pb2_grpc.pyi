@@ -37,6 +37,10 @@ class WorkerServiceStub:
     """
     StopTraining: _grpc.UnaryUnaryMultiCallable[_worker_pb2.StopTrainingRequest, _worker_pb2.StopTrainingResponse]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetStatusRequest, _worker_pb2.GetStatusResponse]
+    Leave: _grpc.UnaryUnaryMultiCallable[_worker_pb2.LeaveRequest, _worker_pb2.LeaveResponse]
+    """Hands the worker's ranks back; it takes no job any more. Asked for by whoever is about to end the worker, such as
+    its pod's preStop hook. Returns when no job is left here, or after `wait_seconds`.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -47,6 +51,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     StopTraining: _aio.UnaryUnaryMultiCallable[_worker_pb2.StopTrainingRequest, _worker_pb2.StopTrainingResponse]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetStatusRequest, _worker_pb2.GetStatusResponse]  # type: ignore[assignment]
+    Leave: _aio.UnaryUnaryMultiCallable[_worker_pb2.LeaveRequest, _worker_pb2.LeaveResponse]  # type: ignore[assignment]
+    """Hands the worker's ranks back; it takes no job any more. Asked for by whoever is about to end the worker, such as
+    its pod's preStop hook. Returns when no job is left here, or after `wait_seconds`.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -72,5 +80,15 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.GetStatusResponse, _abc.Awaitable[_worker_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _worker_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.LeaveResponse, _abc.Awaitable[_worker_pb2.LeaveResponse]]:
+        """Hands the worker's ranks back; it takes no job any more. Asked for by whoever is about to end the worker, such as
+        its pod's preStop hook. Returns when no job is left here, or after `wait_seconds`.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,11 +3,12 @@
 import sys
 
 from shoal.process.allocator import keep_freed_memory
-from shoal.process.lifetime import die_with_parent
+from shoal.process.lifetime import die_first_when_memory_runs_out, die_with_parent
 
 
 def main() -> None:
     die_with_parent()
+    die_first_when_memory_runs_out()
     keep_freed_memory()
     from shoal.worker.trainer.app import run
 
