@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_helm_test_trains(release: Release) -> None:
+    release.scale(1)
     release.kube.ready(WORKERS, 1)
     told = release.kube.helm("test", RELEASE, "--timeout", "5m")
     assert "Phase:          Succeeded" in told
@@ -30,6 +31,7 @@ def test_helm_test_trains(release: Release) -> None:
 def test_an_upgrade_keeps_jobs_and_weights(
     release: Release, undisturbed: Undisturbed, client: Client, tmp_path: Path
 ) -> None:
+    release.scale(1)
     release.kube.ready(WORKERS, 1)
     job_id = release.submit(client, "kept", epochs=2)
     finished(client, job_id)
