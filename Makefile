@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test images test-cluster check generate protos bench
+.PHONY: setup demo test chaos simulate images test-cluster check generate protos bench bench-recovery
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -23,7 +23,12 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# make chaos MINUTES=30 SEED=7: kills, freezes and cuts everything at random while jobs run. As root: partitions, too.
+MINUTES ?= 5
+chaos: setup
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 check: setup
 	$(BIN)/ruff check .
@@ -52,5 +57,16 @@ images: setup
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster -m cluster
 
+# The same seed is the same history: `make simulate SEEDS=1 FIRST=823` shows one.
+SEEDS ?= 2000
+FIRST ?= 1
+simulate: setup
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
 bench: setup
 	$(BIN)/python -m tests.benchmarks
+
+# How long faults hold a job up: docs/benchmarks.md. 20 minutes; RUNS=2 takes a few.
+RUNS ?= 30
+bench-recovery: setup
+	$(BIN)/python -m tests.benchmarks.recovery --runs $(RUNS)

@@ -7,7 +7,6 @@ restart it.
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import pwd
 import secrets
@@ -21,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import pytest
 
 from shoal.master.store.base import Limits
@@ -31,7 +31,6 @@ USER = "shoal"
 PASSWORD = "p@ss/wo:rd%"  # every character that a URL must escape
 _SECONDS = 60.0  # for a server to start or stop, on a busy machine
 _TEMPLATE = "template_of_tests"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def find_binaries() -> Path:
@@ -74,24 +73,25 @@ class PostgresServer:
 
     def start(self) -> None:
         """Returns when it answers."""
-        with (self.folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    self._binaries / "postgres", "-D", self.folder / "data",
-                    "-h", "127.0.0.1", "-p", str(self.port), "-k", self.folder,
-                    "-c", "fsync=on", "-c", "max_connections=60", "-c", "shared_buffers=16MB",
-                ],
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                preexec_fn=_end_with_the_tests,
-                **self._as_user(),
-            )  # fmt: skip
+        self.launch()
+        assert self._process is not None
         deadline = time.monotonic() + _SECONDS
         while subprocess.run([self._binaries / "pg_isready", *self._where()], capture_output=True).returncode != 0:
-            assert self._process.poll() is None, (self.folder / "log.txt").read_text()
+            code = self._process.poll()
+            assert code is None, f"it ended with code {code}: {(self.folder / 'log.txt').read_text()}"
             assert time.monotonic() < deadline, "PostgreSQL does not start"
             time.sleep(0.02)
+
+    def launch(self) -> None:
+        """Starts it; it answers soon, unless it has much to recover from."""
+        command: list[str | Path] = [
+            *self._as_user("--pdeathsig", "QUIT"),  # no preexec_fn: gRPC's fork handlers break a child at times
+            self._binaries / "postgres", "-D", self.folder / "data",
+            "-h", "127.0.0.1", "-p", str(self.port), "-k", self.folder,
+            "-c", "fsync=on", "-c", "max_connections=60", "-c", "shared_buffers=16MB",
+        ]  # fmt: skip
+        with (self.folder / "log.txt").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
 
     def stop(self, number: int = signal.SIGINT) -> None:
         """SIGINT: a fast shutdown. SIGQUIT: as after a power cut."""
@@ -99,6 +99,18 @@ class PostgresServer:
         self._process.send_signal(number)
         self._process.wait(timeout=_SECONDS)
         self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the server, as when its machine fails."""
+        assert self._process is not None
+        family = [psutil.Process(pid) for pid in _children(self._process.pid) if psutil.pid_exists(pid)]
+        self._process.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(timeout=_SECONDS)
+        self._process = None
+        assert not psutil.wait_procs(family, timeout=_SECONDS)[1]
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -153,15 +165,15 @@ class PostgresServer:
         return ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [self._binaries / program, *arguments], capture_output=True, text=True, cwd="/", **self._as_user()
-        )
+        command: list[str | Path] = [*self._as_user(), self._binaries / program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/")
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def _as_user(self) -> dict[str, object]:
-        if self._user is None:
-            return {}
-        return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+    def _as_user(self, *options: str) -> list[str]:
+        """In front of a command; `options` are setpriv's."""
+        if self._user is not None:
+            options = (f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups", *options)
+        return ["setpriv", *options] if options else []
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:
@@ -172,10 +184,6 @@ def _unprivileged_user() -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     pytest.skip("NOT TESTED with PostgreSQL: it refuses to run as root, and there is no user 'nobody'")
-
-
-def _end_with_the_tests() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
 
 
 def _children(pid: int) -> list[int]:

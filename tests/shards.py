@@ -1,6 +1,7 @@
 """Real parameter servers in this process, and trainers' views of them, for tests of what lies between."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,6 +101,15 @@ def running_shards(spec: JobSpec, folder: Path, *, count: int = 2, attempt: int 
             stack.callback(server.close)
             servers.append(server)
         yield Shards(spec, servers, attempt)
+
+
+def shared_memories(pid: int | str = "self") -> list[str]:
+    """What a process holds descriptors of: two for each share, and a gradient buffer's while it is handed out."""
+    found = []
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
+    return [target for target in found if target.startswith("/memfd:shoal")]
 
 
 def await_version(parameters: Parameters, version: int, *, seconds: float = 20.0) -> None:

@@ -5,80 +5,20 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shoal.sdk import Client
-from shoal.sdk.contexts import ContextFile
-from tests.cluster.conftest import MASTER, MASTER_PORT, RELEASE, SERVERS, WORKERS, Release, at_step, finished
+from tests.cluster.conftest import MASTER, MASTER_PORT, RELEASE, at_step, finished, master_pod
 from tests.cluster.kube import SECONDS, Kube, until
-from tests.connected import Connected
 from tests.ports import free_port
-from tests.unit.cli.shell import SHOAL, Done, environment, shoal
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 # 34 million parameters, 136 MB: far more than what is under way between a master and a client that does not read.
 LARGE = {"model": {"type": "mlp", "hidden": [8192, 4096]}, "training": {"world_size": 1, "batch_size": 8, "steps": 2}}
-
-
-class User:
-    """Somebody with contexts of their own, at a terminal outside the cluster."""
-
-    def __init__(self, kube: Kube, folder: Path) -> None:
-        self.kube = kube
-        self.contexts = ContextFile(folder / "contexts.yaml")
-        self.variables = {"SHOAL_CONTEXTS": str(self.contexts.path)}
-
-    def __call__(self, *arguments: str | Path) -> Done:
-        return shoal(*arguments, timeout=SECONDS, **self.variables)
-
-    def ask(self, *arguments: str | Path) -> Any:
-        done = self(*arguments, "-o", "json")
-        assert done.code == 0, done
-        return json.loads(done.out)
-
-    def start(self, *arguments: str | Path) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [SHOAL, *map(str, arguments)],
-            env=environment(**self.variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-
-@pytest.fixture
-def user(release: Release, tmp_path: Path) -> User:
-    release.kube.ready(MASTER, 1)
-    release.kube.ready(SERVERS, 2)
-    if not release.worker_pods():
-        release.scale(1)
-    release.kube.ready(WORKERS, len(release.worker_pods()))
-    return User(release.kube, tmp_path)
-
-
-@pytest.fixture
-def connect(user: User) -> Iterator[Callable[..., Connected]]:
-    """Starts `shoal connect` to the release; it is ready when this returns."""
-    made: list[Connected] = []
-
-    def start(*arguments: str) -> Connected:
-        made.append(Connected("--namespace", user.kube.namespace, "--local-port", "0", *arguments, **user.variables))
-        assert "this is the current context" in made[-1].first_line()
-        return made[-1]
-
-    yield start
-    for connected in made:
-        connected.close()
-
-
-def master_pod(kube: Kube) -> dict[str, Any]:
-    (pod,) = kube.pods(MASTER)
-    return pod
 
 
 def replace_master(kube: Kube) -> str:

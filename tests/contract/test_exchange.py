@@ -1,7 +1,9 @@
 """One suite for the exchange, over every transport: real parameter servers, real sockets."""
 
 import dataclasses
+import gc
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.core.errors import InvalidInput, ShoalError, Stale, Unavailable
+from shoal.core.errors import FencedOff, InvalidInput, NotFound, ShoalError, Stale, Unavailable
 from shoal.core.layout import LayerKind
 from shoal.core.tree import Block
 from shoal.models.catalog import build_model
 from shoal.models.evaluation import EvaluationSums
+from shoal.wire.exchange.base import Hello
 from shoal.wire.exchange.frames import Frame, Kind
+from shoal.wire.exchange.grpc_stream import GrpcLink
+from shoal.wire.options import open_channel
 from shoal.worker.trainer.parameters import Parameters
-from tests.shards import FACTS, Shards, await_version, running_shards, spec_of
+from tests.shards import FACTS, Shards, await_version, running_shards, shared_memories, spec_of
 
 
 @pytest.fixture(params=["auto", "grpc"])
@@ -265,6 +270,130 @@ def test_a_trainer_of_an_old_attempt_is_told_so_and_changes_nothing(shards: Shar
         shards.attach()
 
 
+def test_a_push_for_a_step_that_is_over_is_a_duplicate(shards: Shards) -> None:
+    early, late = shards.attach("early"), shards.attach("late")
+    for parameters in (early, late):
+        await_version(parameters, 0)
+    push(shards, early, 0, 0, 4)
+    await_version(early, 1)
+    for server in shards.servers:  # as it arrives, whatever its sender knows by then
+        share = server.shares.get("job")
+        (session,) = [session for session in share._sessions if session.hello.worker_id == "late"]
+        share.receive(session, Frame(Kind.PUSHED, attempt=1, step=0, start=0, size=4))
+    push(shards, early, 1, 0, 4)
+    await_version(early, 2)
+    assert_equal_bits(held_weights(shards, early), expected_weights(shards, 2))
+    early.close()
+    late.close()
+
+
+def test_a_stream_that_breaks_before_a_push_is_complete_changes_nothing(shards: Shards, transport: str) -> None:
+    broken, living = shards.attach("broken"), shards.attach("living")
+    for parameters in (broken, living):
+        await_version(parameters, 0)
+    broken.slot(0).fill_(7.0)
+    if transport == "grpc":  # by shared memory a push is one message: it comes whole or not at all
+        for shard in broken._shards:
+            some = Frame(Kind.GRADIENT, attempt=1, step=0, start=0, size=4, payload=bytes(1024))
+            shard.link.send(some)
+    broken.close()
+    push(shards, living, 0, 0, 4)
+    await_version(living, 1)
+    assert_equal_bits(held_weights(shards, living), expected_weights(shards, 1))
+    living.close()
+
+
+def test_a_push_whose_answer_is_lost_counts_once_when_it_is_made_again(shards: Shards) -> None:
+    """The link ends before the news of the next version; the trainer comes back and pushes the same."""
+    witness, parameters = shards.attach("witness"), shards.attach("once")
+    for trainer in (witness, parameters):
+        await_version(trainer, 0)
+    push(shards, parameters, 0, 0, 4)
+    await_version(witness, 1)
+    parameters.close()
+    again = shards.attach("once")
+    await_version(again, 1)
+    for shard in again._shards:
+        shard.version = 0  # what it knew when the link broke
+    push(shards, again, 0, 0, 4)
+    push(shards, witness, 1, 0, 4)
+    await_version(witness, 2)
+    assert_equal_bits(held_weights(shards, witness), expected_weights(shards, 2))
+    again.close()
+    witness.close()
+
+
+def test_a_hello_for_a_job_that_is_not_here_is_refused(shards: Shards) -> None:
+    hello = Hello(job_id="no-such-job", worker_id="worker", incarnation="i", attempt=1)
+    for server in shards.servers:
+        with pytest.raises(NotFound, match="no-such-job"):
+            server.shares.endpoint(hello)
+        with open_channel(f"127.0.0.1:{server.port}") as channel, pytest.raises(NotFound):
+            GrpcLink(channel, hello, 1)
+
+
+def fence(shards: Shards, **whom: list[str]) -> list[int]:
+    whom = {"incarnations": [], "worker_ids": []} | whom
+    return [server.shares.get("job").fence_off(attempt=1, **whom) for server in shards.servers]
+
+
+@pytest.mark.parametrize("whom", ["incarnations", "worker_ids"])
+def test_nothing_of_an_incarnation_counts_any_more_once_it_is_fenced_off_and_the_living_go_on(
+    shards: Shards, whom: str
+) -> None:
+    """What it pushed before stays: a unit is the same, whoever computed it."""
+    dead, living = shards.attach("dead"), shards.attach("living")
+    for parameters in (dead, living):
+        await_version(parameters, 0)
+    push(shards, dead, 0, 0, 2)
+    for shard in dead._shards:
+        dead.missing = None
+        shard.link.send(Frame(Kind.ASK_MISSING, attempt=1, step=0))
+        while dead.missing is None:
+            dead.wait(5.0)
+        assert dead.missing.ranks == (2, 3), "the push has come"
+    assert fence(shards, **{whom: ["dead"]}) == [1, 1]
+    assert fence(shards, incarnations=["dead"]) == [0, 0], "twice is once"
+    with pytest.raises(FencedOff, match="incarnation dead has been counted as dead"):
+        wait_for_ever(dead)
+    with pytest.raises(FencedOff):
+        shards.attach("dead")
+    push(shards, living, 0, 2, 2)
+    await_version(living, 1)
+    push(shards, living, 1, 0, 4)
+    await_version(living, 2)
+    assert_equal_bits(held_weights(shards, living), expected_weights(shards, 2))
+    dead.close()
+    living.close()
+
+
+def test_a_push_of_the_dead_that_is_under_way_when_it_is_fenced_off_does_not_count(shards: Shards) -> None:
+    """A frozen one that wakes sends before it reads."""
+    dead, living = shards.attach("dead"), shards.attach("living")
+    for parameters in (dead, living):
+        await_version(parameters, 0)
+    for server in shards.servers:  # the fence without the cut: what comes on the old link is refused by itself
+        server.shares.get("job")._fenced.add("dead")
+    push(shards, dead, 0, 0, 4)
+    with pytest.raises((FencedOff, Unavailable)):
+        wait_for_ever(dead)
+    assert [server.shares.get("job").version for server in shards.servers] == [0, 0]
+    push(shards, living, 0, 0, 4)
+    await_version(living, 1)
+    assert_equal_bits(held_weights(shards, living), expected_weights(shards, 1))
+    dead.close()
+    living.close()
+
+
+def test_a_fence_of_an_old_attempt_is_refused(shards: Shards) -> None:
+    parameters = shards.attach()
+    for server in shards.servers:
+        server.shares.get("job").fence(2)
+    with pytest.raises(Stale, match="attempt 1 of job job is over"):
+        fence(shards, incarnations=["worker"])
+    parameters.close()
+
+
 def test_a_worker_with_other_data_is_refused(shards: Shards) -> None:
     parameters = shards.attach()
     other = dataclasses.replace(FACTS, fingerprint="g")
@@ -297,6 +426,33 @@ def test_a_trainer_that_does_not_read_holds_nobody_up_and_catches_up(shards: Sha
     assert_equal_bits(held_weights(shards, frozen), held_weights(shards, working))
     frozen.close()
     working.close()
+
+
+@pytest.mark.parametrize("first", ["trainer", "share"])
+def test_the_memory_of_a_share_is_given_back_by_a_server_that_does_nothing_else(shards: Shards, first: str) -> None:
+    """Such a server makes no objects, so nothing has Python look for circles of them: there must be none."""
+    before = len(shared_memories())
+    gc.disable()
+    try:
+        parameters = shards.attach()
+        await_version(parameters, 0)
+        push(shards, parameters, 0, 0, 4)
+        await_version(parameters, 1)
+        assert len(shared_memories()) >= before + 2 * len(shards.servers)
+        if first == "trainer":
+            parameters.close()
+        for server in shards.servers:
+            server.shares.drop("job", "the job has ended")
+        if first == "share":
+            with pytest.raises(Stale, match="the job has ended"):
+                wait_for_ever(parameters)
+            parameters.close()
+        deadline = time.monotonic() + 20
+        while left := shared_memories()[before:]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+    finally:
+        gc.enable()
 
 
 def test_a_closed_shard_ends_its_links(shards: Shards) -> None:

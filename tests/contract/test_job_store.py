@@ -16,7 +16,17 @@ from shoal.core.errors import AlreadyExists, Deposed, NotFound, Refused, Stale, 
 from shoal.core.job import Event, Job, Phase, Requirements, Results, ShardAddress, ShardFile
 from shoal.master import transitions
 from shoal.master.store import rows
-from shoal.master.store.base import Database, Evaluation, JobStore, Limits, LogLine, Placement, Summary, Transition
+from shoal.master.store.base import (
+    Database,
+    Evaluation,
+    JobStore,
+    Limits,
+    LogLine,
+    Manifest,
+    Placement,
+    Summary,
+    Transition,
+)
 from shoal.master.store.migrate import upgrade
 from shoal.master.store.opening import open_database
 from shoal.master.store.schema import metadata
@@ -369,11 +379,141 @@ async def test_pruning_keeps_live_jobs_and_the_newest_ended_ones(store):
     for number in range(4):
         await succeeded(store, f"digits-{number}", submitted_at=100.0 + number)
     await store.submit(job("live", submitted_at=1.0, key="k"), spec_hash="h")
-    assert await store.prune(ended_kept=2) == 2
+    assert {found.job_id for found in await store.prune(ended_kept=2)} == {"digits-0", "digits-1"}
     assert [found.job_id for found in await store.jobs()] == ["digits-3", "digits-2", "live"]
     with pytest.raises(NotFound):
         await store.losses("digits-0")
-    assert await store.prune(ended_kept=2) == 0
+    assert await store.prune(ended_kept=2) == ()
+
+
+def manifest(job_id: str = "digits-1", *, step: int, attempt: int = 1) -> Manifest:
+    return Manifest(job_id=job_id, attempt=attempt, step=step, files=FILES, at=100.0 + step)
+
+
+async def steps_of(store: JobStore, job_id: str = "digits-1") -> list[tuple[int, int, str]]:
+    return [(entry.step, entry.attempt, entry.damaged) for entry in await store.manifests(job_id)]
+
+
+def damage_of(step: int) -> Event:
+    message = f"file of step {step}"
+    return Event(at=104.0, phase=Phase.STARTING, reason="SnapshotDamaged", message=message, attempt=1)
+
+
+async def next_attempt(store: JobStore, found: Job) -> Job:
+    """The attempt ends by a lost machine, and the next one begins."""
+    lost = transitions.recover(found.job_id, attempt=found.attempt, at=105.0, reason="ParameterServerLost", message="")
+    return await store.apply(begin_of(await store.apply(lost)))
+
+
+async def test_manifests_are_kept_newest_first_and_only_so_many(store):
+    await begun(store)
+    assert await store.manifests("digits-1") == ()
+    for step in (10, 20, 30):
+        await store.add_manifest(manifest(step=step), kept=2)
+    assert await store.manifests("digits-1") == (manifest(step=30), manifest(step=20))
+    await store.add_manifest(replace(manifest(step=30), at=999.0), kept=2)  # again: the same one
+    assert [entry.at for entry in await store.manifests("digits-1")] == [999.0, 120.0]
+    with pytest.raises(NotFound):
+        await store.manifests("nobody")
+    with pytest.raises(NotFound):
+        await store.add_manifest(manifest("nobody", step=1), kept=2)
+
+
+async def test_a_manifest_of_another_attempt_or_of_an_ended_job_is_stale(store):
+    found = await begun(store)
+    with pytest.raises(Stale):
+        await store.add_manifest(manifest(step=10, attempt=2), kept=2)
+    await store.add_manifest(manifest(step=10), kept=2)
+    await next_attempt(store, found)
+    with pytest.raises(Stale):
+        await store.add_manifest(manifest(step=20, attempt=1), kept=2)
+    await store.add_manifest(manifest(step=20, attempt=2), kept=2)
+    await store.apply(transitions.cancel("digits-1", at=106.0, message="", summary=Summary(), losses=array("d")))
+    with pytest.raises(Stale):
+        await store.add_manifest(manifest(step=30, attempt=2), kept=2)
+    assert await steps_of(store) == [(20, 2, "")], "a cancelled job keeps its newest"
+
+
+async def test_a_damaged_manifest_stays_until_the_next_whole_one_and_does_not_count(store):
+    found = await begun(store)
+    for step in (10, 20, 30):
+        await store.add_manifest(manifest(step=step), kept=3)
+    await store.condemn_manifest(manifest(step=30), attempt=1, event=damage_of(30))
+    assert await steps_of(store) == [(30, 1, "file of step 30"), (20, 1, ""), (10, 1, "")]
+    assert (await store.events("digits-1"))[-1] == damage_of(30)
+    with pytest.raises(Stale):
+        await store.condemn_manifest(manifest(step=20), attempt=2, event=damage_of(20))
+    await next_attempt(store, found)
+    await store.add_manifest(manifest(step=30, attempt=2), kept=2)
+    assert await steps_of(store) == [(30, 2, ""), (20, 1, "")]
+
+
+async def test_success_forgets_manifests_and_failure_keeps_the_newest_whole_one(store):
+    await begun(store)
+    for step in (10, 20):
+        await store.add_manifest(manifest(step=step), kept=2)
+    await store.condemn_manifest(manifest(step=20), attempt=1, event=damage_of(20))
+    failed = transitions.fail(
+        "digits-1",
+        attempt=1,
+        results=replace(RESULTS, success=False),
+        at=107.0,
+        reason="TrainerFailed",
+        message="",
+        summary=Summary(),
+        losses=array("d"),
+    )
+    assert (await store.apply(failed)).failures == 1
+    assert await steps_of(store) == [(10, 1, "")]
+    await begun(store, "other")
+    await store.add_manifest(manifest("other", step=10), kept=2)
+    await store.apply(transitions.close_training("other", attempt=1, results=RESULTS, at=110.0, message=""))
+    succeed = transitions.succeed(
+        "other", attempt=1, results=RESULTS, files=FILES, at=1.0, summary=Summary(), losses=array("d"), message=""
+    )
+    await store.apply(succeed)
+    assert await store.manifests("other") == ()
+
+
+async def test_only_a_jobs_own_failures_are_counted(store):
+    found = await begun(store)
+    found = await next_attempt(store, found)
+    assert (found.attempt, found.failures) == (2, 0)
+    own = transitions.recover("digits-1", attempt=2, at=105.0, reason="TrainerFailed", message="", failed=True)
+    assert (await store.apply(own)).failures == 1
+    assert (await store.get("digits-1")).failures == 1
+
+
+async def test_a_cancelled_job_goes_on_from_an_earlier_manifest_as_if_it_had_not_ended(store):
+    found = await begun(store)
+    await store.add_manifest(manifest(step=10), kept=3)
+    await store.add_manifest(manifest(step=20), kept=3)
+    own = transitions.recover("digits-1", attempt=1, at=105.0, reason="TrainerFailed", message="", failed=True)
+    found = await store.apply(own)
+    cancel = transitions.cancel("digits-1", at=106.0, message="", summary=Summary(), losses=array("d"))
+    found = await store.apply(replace(cancel, manifests_kept=None))
+    assert (found.finished_at, found.failures) == (106.0, 1)
+    reopen = transitions.reopen(found, from_step=15, at=107.0, message="resumed")
+    with pytest.raises(Stale):
+        await store.apply(replace(reopen, attempt=7))
+    found = await store.apply(reopen)
+    assert (found.phase, found.attempt, found.finished_at, found.failures) == (Phase.PENDING, 1, None, 0)
+    assert (found.results, found.servers, found.paused) == (None, ("ps-0", "ps-1"), False)
+    assert await steps_of(store) == [(10, 1, "")]
+    with pytest.raises(Stale):
+        await store.apply(reopen)
+    assert (await store.apply(begin_of(found))).attempt == 2
+
+
+async def test_manifests_of_jobs_that_ended_long_ago_are_forgotten(store):
+    for job_id in ("live", "old", "new"):
+        await begun(store, job_id)
+        await store.add_manifest(manifest(job_id, step=10), kept=2)
+    for job_id, at in (("old", 200.0), ("new", 300.0)):
+        await store.apply(transitions.cancel(job_id, at=at, message="", summary=Summary(), losses=array("d")))
+    assert [found.job_id for found in await store.forget_manifests(ended_before=250.0)] == ["old"]
+    assert await store.forget_manifests(ended_before=250.0) == ()
+    assert [len(await store.manifests(job_id)) for job_id in ("live", "old", "new")] == [1, 0, 1]
 
 
 async def test_text_with_nul_and_a_loss_that_is_no_number_are_kept(store):
@@ -441,6 +581,9 @@ async def test_no_write_of_an_earlier_epoch_changes_anything(database):
         lambda: old.add_event("running", event),
         lambda: old.save_evaluations("running", attempt=1, evaluations=[Evaluation(version=1, accuracy=0.5, loss=1.0)]),
         lambda: old.append_logs("running", [LogLine(at=1.0, worker_id="w", text="t")]),
+        lambda: old.add_manifest(manifest("running", step=1), kept=2),
+        lambda: old.condemn_manifest(manifest("running", step=1), attempt=1, event=event),
+        lambda: old.forget_manifests(ended_before=1e9),
         lambda: old.prune(ended_kept=0),
     ):
         with pytest.raises(Deposed, match=r"epoch \d+ and may not write any more: master m2 on host leads, in epoch"):
@@ -449,6 +592,7 @@ async def test_no_write_of_an_earlier_epoch_changes_anything(database):
     assert await new.events("running") == events
     assert await new.evaluations("running") == ()
     assert await new.logs("running", after=0, limit=9) == ()
+    assert await new.manifests("running") == ()
     assert await new.placements() == {}
     assert [found.job_id for found in await new.jobs()] == ["running", "ended"]
 
@@ -596,6 +740,7 @@ async def test_an_older_database_keeps_its_jobs_through_every_migration(empty):
     async with raw(empty) as connection:
         await connection.run_sync(lambda inner: upgrade(inner, name="old", revision="0001"))
         row = rows.job_to_row(replace(old, phase=Phase.STARTING, attempt=2), spec_hash="h")
+        del row["paused"], row["failures"]  # of later revisions
         assert set(row) <= {
             "job_id", "name", "spec_json", "spec_hash", "requirements", "phase", "reason", "message", "attempt",
             "submitted_at", "started_at", "finished_at", "idempotency_key", "servers", "placement", "results",

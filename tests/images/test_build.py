@@ -91,7 +91,7 @@ def test_a_command_of_ones_own_takes_the_arguments_of_buildah_build(engines):
         ({"total": 990_000_000, "torch": 600_000_000, "torch_version": "2.13.0"}, ["parameter-server"], 1),
         (
             {"total": 990_000_000, "torch": 600_000_000, "torch_version": "2.13.0"},
-            ["worker", "--build-arg", "WORKER_EXTRAS=tables"],
+            ["worker", "--build-arg", "EXTRAS=tables"],
             0,
         ),
     ],

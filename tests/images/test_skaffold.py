@@ -19,13 +19,13 @@ needs_skaffold = pytest.mark.skipif(
 )
 
 
-def skaffold(home: Path, *arguments: str, profile: str) -> str:
+def skaffold(home: Path, *arguments: str, profile: str, project: Path = ROOT) -> str:
     """Standard output of one command that needs neither a cluster nor an engine. Fails the test if it fails."""
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home), "KUBECONFIG": os.devnull, "SKAFFOLD_UPDATE_CHECK": "false"}
     environment["PATH"] = f"{helm_of_today(home)}:{environment['PATH']}"
     command = ["skaffold", *arguments, *(["--profile", profile] if profile else [])]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -69,6 +69,32 @@ def test_the_chart_is_rendered_with_the_images_that_are_built(tmp_path, profile)
     assert {image.partition(":")[0] for image in images_in(tagged)} == IMAGES
     assert images_in(tagged) != images_in(plain)
     assert ("nvidia.com/gpu: 1" in plain.read_text()) == (profile in ("", "gpu"))
+
+
+@needs_skaffold
+def test_a_commit_whose_hash_looks_like_a_number_is_a_tag(tmp_path):
+    project, home = tmp_path / "project", tmp_path / "home"
+    project.mkdir()
+    for name in ("skaffold.yaml", "docker", "helm"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, project / name)
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    tree = git(project, "write-tree")
+    hashes = (git(project, "commit-tree", tree, "-m", f"try {number}") for number in range(2000))
+    number = next(made for made in hashes if made[:7].isdigit())  # each has a chance of one in 27
+    git(project, "reset", "--quiet", "--hard", number)
+    rendered = tmp_path / "rendered.yaml"
+    skaffold(
+        home, "render", "--offline=true", "--digest-source=tag", f"--output={rendered}", profile="", project=project
+    )
+    assert images_in(rendered) == {f"{name}:git-{number[:7]}" for name in IMAGES}
+
+
+def git(project: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=tests", "-c", "user.email=tests@example.com")
+    done = subprocess.run(["git", *who, *arguments], cwd=project, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def images_in(manifests: Path) -> set[str]:

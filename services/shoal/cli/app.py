@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from shoal import __version__
-from shoal.cli import cluster, connect, contexts, evaluate, jobs, run, stopping
+from shoal.cli import cluster, connect, contexts, evaluate, jobs, run, snapshots, stopping
 from shoal.cli.exits import Exit, of_error
 from shoal.cli.options import ContextName, Master
 from shoal.core.errors import ShoalError
@@ -39,6 +39,9 @@ app.command("watch", rich_help_panel=_JOBS)(jobs.watch)
 app.command("wait", rich_help_panel=_JOBS)(jobs.wait)
 app.command("logs", rich_help_panel=_JOBS)(jobs.logs)
 app.command("cancel", rich_help_panel=_JOBS)(jobs.cancel)
+app.command("pause", rich_help_panel=_JOBS)(jobs.pause)
+app.command("resume", rich_help_panel=_JOBS)(snapshots.resume)
+app.command("snapshots", rich_help_panel=_JOBS)(snapshots.snapshots)
 app.command("download", rich_help_panel=_JOBS)(jobs.download)
 app.command("connect", rich_help_panel=_CLUSTER)(connect.connect)
 app.add_typer(contexts.app, name="contexts", rich_help_panel=_CLUSTER)

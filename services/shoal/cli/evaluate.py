@@ -56,7 +56,7 @@ def measure(folder: Path, dataset: str) -> dict[str, Any]:
                 field="dataset",
             )
     torch.set_num_threads(spec.training.num_threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     model = build_model(
         spec.model, input_shape=data.facts.input_shape, classes=data.facts.classes, seed=spec.training.seed
     )

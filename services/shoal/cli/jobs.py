@@ -128,6 +128,22 @@ def cancel(
         out.show({"job_id": job, "phase": phase.value}, output, {})
 
 
+def pause(
+    root: typer.Context, job: JobId, master: Master = "", context: ContextName = "", output: Output = Format.TABLE
+) -> None:
+    """Give a job's workers to other jobs until it is resumed. Its weights stay on the parameter servers."""
+    with reached(root, master=master, context=context) as client:
+        phase = client.pause(job)
+    _say_phase(job, f"{phase.value} (paused)", phase, output)
+
+
+def _say_phase(job: str, words: str, phase: Phase, output: Format) -> None:
+    if output is Format.TABLE:
+        print(f"{job} {words}")
+    else:
+        out.show({"job_id": job, "phase": phase.value}, output, {})
+
+
 def workers(root: typer.Context, master: Master = "", context: ContextName = "", output: Output = Format.TABLE) -> None:
     """List the cluster's workers."""
     with reached(root, master=master, context=context) as client:

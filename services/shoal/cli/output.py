@@ -11,7 +11,7 @@ import yaml
 
 from shoal.cli.options import Format
 from shoal.core.job import Results
-from shoal.sdk import JobView, ParameterServerView, WorkerView
+from shoal.sdk import JobView, ParameterServerView, SnapshotView, WorkerView
 
 Document = Mapping[str, Any]
 
@@ -66,6 +66,7 @@ def job_document(job: JobView) -> dict[str, Any]:
         "samples": job.samples,
         "samples_per_second": round(job.samples_per_second, 1),
         "attempt": job.attempt,
+        "failures": job.failures,
         "priority": job.priority,
         "shards": job.shards,
         "workers": [asdict(share) for share in job.workers],
@@ -80,7 +81,13 @@ def job_document(job: JobView) -> dict[str, Any]:
 def described_document(job: JobView) -> dict[str, Any]:
     """With everything that is too long for a list."""
     events = [
-        {"at": _moment(event.at), "phase": event.phase.value, "reason": event.reason, "message": event.message}
+        {
+            "at": _moment(event.at),
+            "attempt": event.attempt,
+            "phase": event.phase.value,
+            "reason": event.reason,
+            "message": event.message,
+        }
         for event in job.events
     ]
     return {**job_document(job), "events": events, "spec": job.spec}
@@ -174,6 +181,33 @@ SERVER_COLUMNS = {
     "PORT": "port",
     "JOBS": "jobs",
     "HEARD": "seconds_since_heartbeat",
+}
+
+
+def snapshot_document(snapshot: SnapshotView) -> dict[str, Any]:
+    return {
+        "step": snapshot.step,
+        "at": _moment(snapshot.at),
+        "attempt": snapshot.attempt,
+        "current": snapshot.current,
+        "size": snapshot.size,
+        "damaged": snapshot.damaged,
+        "files": [asdict(file) for file in snapshot.files],
+    }
+
+
+def snapshot_row(snapshot: SnapshotView) -> dict[str, Any]:
+    return {**snapshot_document(snapshot), "file_count": len(snapshot.files), "damaged": bool(snapshot.damaged)}
+
+
+SNAPSHOT_COLUMNS = {
+    "STEP": "step",
+    "AT": "at",
+    "ATTEMPT": "attempt",
+    "CURRENT": "current",
+    "FILES": "file_count",
+    "BYTES": "size",
+    "DAMAGED": "damaged",
 }
 
 

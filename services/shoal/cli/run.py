@@ -99,7 +99,7 @@ def run(
     job_spec = read_spec(spec)
     shards = shards or job_spec.resources.shards
     plan = FaultPlan.parse(fault or ())
-    plan.check(workers=workers)
+    plan.check(workers=workers, shards=shards)
     if model_dir is not None and model_dir.exists() and not model_dir.is_dir():
         raise InvalidInput(f"--out {model_dir}: is a file; give a folder", field="out")
     job_spec = placed(job_spec, workers=workers, shards=shards, transport=transport and transport.value)

@@ -30,8 +30,19 @@ class Stale(ShoalError):
     """The caller belongs to an attempt, incarnation or revision that has been fenced off; it must stop."""
 
 
+class FencedOff(Stale):
+    """The caller's incarnation has been counted as dead: nothing of it counts any more, whatever the attempt.
+
+    It drops what it has and begins anew, under another incarnation.
+    """
+
+
 class Refused(ShoalError):
     """A well-formed request that the present state does not allow (a version not due, a job that has ended)."""
+
+
+class Missed(ShoalError):
+    """The moment that the caller asked for is over (a version that has passed); it may ask for a later one."""
 
 
 class Forbidden(ShoalError):
@@ -39,7 +50,11 @@ class Forbidden(ShoalError):
 
 
 class Exhausted(ShoalError):
-    """A bound (slots, queue, size) is reached; trying later may work."""
+    """A bound (slots, queue, size) is reached; trying later may work: not before `retry_after_seconds`, if given."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(ShoalError):
@@ -47,9 +62,9 @@ class Unavailable(ShoalError):
 
 
 class Deposed(Unavailable):
-    """The master that was asked may not go on: another one leads, or it cannot be sure that none does. It stops.
+    """The master that was asked, or that asks, may not go on: another leads, or it cannot be sure that none does.
 
-    To a client the same as `Unavailable`: ask again, and the one that leads answers.
+    It stops. To a client the same as `Unavailable`: ask again, and the one that leads answers.
     """
 
 

@@ -53,11 +53,12 @@ class Event:
     phase: Phase
     reason: str  # a constant in CamelCase
     message: str = ""
+    attempt: int = 0  # in which it happened; 0: before the first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFile:
-    """One shard's file of a finished model."""
+    """One shard's file of a finished model, or of a snapshot."""
 
     shard_index: int
     server_id: str
@@ -85,6 +86,8 @@ class Job:
     finished_at: float | None = None
     results: Results | None = None
     files: tuple[ShardFile, ...] = ()
+    paused: bool = False  # gets no workers until it is resumed; its weights stay on the shards
+    failures: int = 0  # attempts that failed by themselves; those that ended with a lost machine do not count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,7 +60,7 @@ def _read(path: Path, reader: str) -> "pyarrow.Table":
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"data.source: {path.name}: '{error.name}', which reads CSV and Parquet files, is not installed here: "
-            "install shoal[tables], or build the worker's image with WORKER_EXTRAS=tables",
+            "install shoal[tables], or build the worker's image with EXTRAS=tables",
             field="data.source",
         ) from error
 

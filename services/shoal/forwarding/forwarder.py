@@ -1,10 +1,10 @@
 """Accepts connections on a port of this machine and carries each to the master's pod, by a WebSocket of its own."""
 
-import contextlib
 import errno
 import itertools
 import select
 import socket
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +20,8 @@ from shoal.process.threads import start_thread
 HOST = "127.0.0.1"
 CONNECTIONS = 64  # at once; further ones wait to be accepted
 _AGAIN_SECONDS = 0.5  # before a pod is tried again that could not be connected to
+_SAME_WORDS_SECONDS = 10.0  # between two lines that say the same
+_REASON_CHARACTERS = 200
 _JOIN_SECONDS = 2.0  # for threads to end; one that just connects may take longer, and ends with the process
 
 
@@ -36,7 +38,9 @@ class Route(Protocol):
 def listen(port: int) -> socket.socket:
     """On this machine only; port 0: any free one. Raises InvalidInput if somebody has it."""
     try:
-        return socket.create_server((HOST, port), backlog=CONNECTIONS)
+        listener = socket.create_server((HOST, port), backlog=CONNECTIONS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+        return listener
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         reason = "is taken, perhaps by another 'shoal connect'" if taken else f"cannot be used: {error.strerror}"
@@ -59,7 +63,7 @@ class Forwarder:
         self._awake, self._wake = socket.socketpair()  # closing the first makes the second readable, for every thread
         self._slots = threading.BoundedSemaphore(CONNECTIONS)
         self._threads: list[threading.Thread] = []
-        self._last_words = ""
+        self._last_words, self._last_said_at = "", 0.0
 
     @property
     def address(self) -> str:
@@ -115,7 +119,6 @@ class Forwarder:
     def _serve(self, client: socket.socket) -> None:
         try:
             with client:
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 # gRPC's clients speak first. Whoever only looks whether somebody is here costs nothing beyond.
                 select.select([client, self._wake], [], [])
                 if (reached := self._reach(client)) is None:
@@ -124,7 +127,8 @@ class Forwarder:
                 with remote:
                     ended = carry(client, remote, self._wake)
             if ended.end is End.BROKEN:
-                self._tell(f"a connection to pod {pod.name} broke ({ended.reason}); the next one goes to a ready pod")
+                why = _in_short(ended.reason)
+                self._tell(f"a connection to pod {pod.name} broke ({why}); the next one goes to a ready pod")
             if ended.end in (End.BROKEN, End.MASTER):
                 self._target.doubt(pod)
         finally:
@@ -146,17 +150,25 @@ class Forwarder:
         return None
 
     def _tell(self, text: str) -> None:
-        """Once, however many connections it befalls."""
-        if text != self._last_words:
-            self._last_words = text
+        """Once, however many connections it befalls at a time."""
+        now = time.monotonic()
+        if text != self._last_words or now - self._last_said_at >= _SAME_WORDS_SECONDS:
+            self._last_words, self._last_said_at = text, now
             self._say(text)
 
 
 def _still_there(client: socket.socket) -> bool:
     """Has the client not closed its end? Takes none of its bytes."""
-    with contextlib.suppress(BlockingIOError):
-        try:
-            return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-        except ConnectionError:
-            return False
-    return True
+    try:
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _in_short(reason: str) -> str:
+    """Kubelets tell of every address that they tried, and of namespaces by their path."""
+    if "connection refused" in reason:
+        return "connection refused"
+    return textwrap.shorten(reason, _REASON_CHARACTERS, placeholder=" ...")

@@ -92,6 +92,33 @@ class ResourcesSpec(_Section):
         return self
 
 
+DEFAULT_SNAPSHOT_SECONDS = 60.0  # of work at most is done again when a parameter server dies
+
+
+class SnapshotsSpec(_Section):
+    """How often the weights and all that training needs are kept on disk, to go on from. Changes no bit of them."""
+
+    every_steps: int | None = pydantic.Field(None, ge=0, description="at versions that are multiples of it; 0: never")
+    every_seconds: Annotated[float, pydantic.Field(ge=0)] | None = pydantic.Field(
+        None, description=f"or so often; 0: never; default: {DEFAULT_SNAPSHOT_SECONDS:g}"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if self.every_steps is not None and self.every_seconds is not None:
+            raise ValueError("give every_steps or every_seconds, not both")
+        return self
+
+
+class InitialWeightsSpec(_Section):
+    """Another job's weights, to begin with instead of random ones. The models must have equal layers."""
+
+    job: str = pydantic.Field(min_length=1, description="id of a job that has ended")
+    step: int | None = pydantic.Field(
+        None, ge=0, description="of one of its snapshots; default: the finished model, or else its newest snapshot"
+    )
+
+
 class TrainingConfig(_Section):
     """The cluster's defaults for what a job leaves out (`worker.proto`, TrainingConfig)."""
 
@@ -111,8 +138,17 @@ class JobSpec(_Section):
     optimizer: OptimizerSpec | None = pydantic.Field(None, description="default: the cluster's TrainingConfig")
     schedule: ScheduleSpec = ConstantSchedule()
     resources: ResourcesSpec = ResourcesSpec()
+    snapshots: SnapshotsSpec = SnapshotsSpec()
+    initial_weights: InitialWeightsSpec | None = pydantic.Field(
+        None, description="begin with the weights of another job; default: random ones, by training.seed"
+    )
     priority: int = pydantic.Field(0, ge=-1000, le=1000, description="higher goes first")
-    max_attempts: int = pydantic.Field(3, ge=1, le=100, description="starts before the job counts as failed")
+    max_attempts: int = pydantic.Field(
+        3,
+        ge=1,
+        le=100,
+        description="attempts that may fail by themselves (not by a lost machine) before the job counts as failed",
+    )
     trainers: Literal["internal", "external"] = pydantic.Field(
         "internal", description="external: no workers; clients train by unary calls to the parameter servers"
     )
@@ -148,6 +184,8 @@ class JobSpec(_Section):
             document["training"]["batch_size"] = config.default_batch_size
         if document["training"]["epochs"] is None and document["training"]["steps"] is None:
             document["training"]["epochs"] = config.max_epochs
+        if document["snapshots"]["every_steps"] is None and document["snapshots"]["every_seconds"] is None:
+            document["snapshots"]["every_seconds"] = DEFAULT_SNAPSHOT_SECONDS
         if document["resources"]["max_workers"] is None:
             document["resources"]["max_workers"] = document["training"]["world_size"]
         return JobSpec.model_validate(document)

@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 
-from shoal.core.errors import Internal, NotFound, ShoalError
+from shoal.core.errors import Internal, NotFound, Refused, ShoalError
 from shoal.local import processes
 from shoal.local.processes import Member
 from shoal.sdk import Client
@@ -91,7 +91,7 @@ class Cluster:
 
     def log(self, name: str) -> str:
         """What a member has logged."""
-        return self._member(name).log_file.read_text(errors="replace")
+        return self.member(name).log_file.read_text(errors="replace")
 
     def start(self) -> None:
         """Returns once every process serves. Raises Unavailable with the last log lines of one that ended instead."""
@@ -101,13 +101,11 @@ class Cluster:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The master first: it takes a free port itself, which nobody can take from it as from a port that was
             # only looked up. It needs no torch and is there in less than a second.
-            listening = ("--port", str(self._port), "--data-dir", str(self.folder / "master"))
-            master = self._start("master", "master", *listening, "--lease-seconds", str(LEASE_SECONDS))
+            master = self._start_master()
             told = processes.wait_ready([master], seconds=READY_SECONDS, pause=self._pause)
             self._port = int(told["master"]["port"])
             for number in range(1, self._wanted_shards + 1):
-                name = f"ps-{number}"
-                self._start(name, "ps", *self._joining, "--server-id", name, "--data-dir", str(self.folder / name))
+                self._start_server(f"ps-{number}")
             for _ in range(self._wanted_workers):
                 self._start_worker()
             processes.wait_ready(self.members, seconds=READY_SECONDS, pause=self._pause)
@@ -156,6 +154,53 @@ class Cluster:
         """SIGCONT to the agent and its trainers."""
         processes.signal_group(self._running(name).pid, signal.SIGCONT)
 
+    def kill_server(self, name: str) -> None:
+        """SIGKILL to a parameter server. Raises NotFound if it does not run."""
+        member = self._running(name)
+        processes.signal_group(member.pid, signal.SIGKILL)
+        member.process.wait()
+
+    def restart_server(self, name: str, *, wait: bool = True) -> None:
+        """Starts a parameter server that has ended anew, with the files that it had; returns once it serves (or,
+        without `wait`, at once). Raises Refused if it runs.
+        """
+        if self.member(name).running:
+            raise Refused(f"{name} runs")
+        member = self._start_server(name)
+        if wait:
+            processes.wait_ready([member], seconds=READY_SECONDS, pause=self._pause)
+
+    def kill_master(self) -> None:
+        """SIGKILL to the master. Raises NotFound if it does not run."""
+        member = self._running("master")
+        processes.signal_group(member.pid, signal.SIGKILL)
+        member.process.wait()
+
+    def restart_master(self, *, wait: bool = True) -> None:
+        """Starts a master that has ended anew, at the same address and with its files; returns once it serves (or,
+        without `wait`, at once). Raises Refused if it runs.
+        """
+        if self.member("master").running:
+            raise Refused("master runs")
+        member = self._start_master()
+        if wait:
+            processes.wait_ready([member], seconds=READY_SECONDS, pause=self._pause)
+
+    def freeze_server(self, name: str) -> None:
+        """SIGSTOP to a parameter server: alive to the kernel, silent to everybody else."""
+        processes.signal_group(self._running(name).pid, signal.SIGSTOP)
+
+    def thaw_server(self, name: str) -> None:
+        """SIGCONT to a parameter server."""
+        processes.signal_group(self._running(name).pid, signal.SIGCONT)
+
+    def _start_master(self) -> Member:
+        listening = ("--port", str(self._port), "--data-dir", str(self.folder / "master"))
+        return self._start("master", "master", *listening, "--lease-seconds", str(LEASE_SECONDS))
+
+    def _start_server(self, name: str) -> Member:
+        return self._start(name, "ps", *self._joining, "--server-id", name, "--data-dir", str(self.folder / name))
+
     @property
     def _joining(self) -> tuple[str, ...]:
         return ("--port", "0", "--master", self.address)
@@ -178,13 +223,14 @@ class Cluster:
         self._members[name] = member
         return member
 
-    def _member(self, name: str) -> Member:
+    def member(self, name: str) -> Member:
+        """Raises NotFound."""
         if name not in self._members:
             raise NotFound(f"no process '{name}' in this cluster; there are {', '.join(self._members)}")
         return self._members[name]
 
     def _running(self, name: str) -> Member:
-        member = self._member(name)
+        member = self.member(name)
         if not member.running:
             raise NotFound(f"{name} does not run any more")
         return member

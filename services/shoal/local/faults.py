@@ -1,9 +1,10 @@
-"""Faults as values: what to do to which worker at which step of a job, and whether it happened.
+"""Faults as values: what to do to which process at which step of a job, and whether it happened.
 
     plan = FaultPlan().kill_worker(1, at_step=40).add_worker(at_step=60)
 
 Text, as for the command line's --fault: 'kill worker-1 at step 40', 'freeze worker-2 at step 60',
-'freeze worker-2 at step 60 for 5 s', 'add worker at step 20'.
+'freeze worker-2 at step 60 for 5 s', 'add worker at step 20'. The same is done to a parameter server by 'ps-1' for
+'worker-1'; one that is killed starts again at once with its files, as its cluster would see to.
 """
 
 import re
@@ -15,10 +16,10 @@ from typing import Protocol, Self
 
 from shoal.core.errors import InvalidInput, NotFound
 
-GRAMMAR = "'kill worker-N at step S', 'freeze worker-N at step S [for T s]' or 'add worker at step S'"
+GRAMMAR = "'kill worker-N at step S', 'freeze worker-N at step S [for T s]' (or ps-N) or 'add worker at step S'"
 
 _FORM = re.compile(
-    r"(?:(?P<kind>kill|freeze)\s+worker-(?P<worker>[1-9]\d*)|(?P<add>add)\s+worker)"
+    r"(?:(?P<kind>kill|freeze)\s+(?P<role>worker|ps)-(?P<number>[1-9]\d*)|(?P<add>add)\s+worker)"
     r"\s+at\s+step\s+(?P<step>\d+)(?:\s+for\s+(?P<seconds>\d+(?:\.\d+)?)\s*s)?"
 )
 
@@ -31,17 +32,25 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """`worker` is its number, None for `add`. `for_seconds` ends a freeze; None: until the cluster stops."""
+    """`worker` or `server` is its number; `add` has neither. Without `for_seconds` a freeze lasts to the end."""
 
     kind: FaultKind
     at_step: int
     worker: int | None = None
+    server: int | None = None
     for_seconds: float | None = None
 
     def __str__(self) -> str:
-        who = "worker" if self.worker is None else f"worker-{self.worker}"
+        who = self.member or "worker"
         duration = "" if self.for_seconds is None else f" for {self.for_seconds:g} s"
         return f"{self.kind} {who} at step {self.at_step}{duration}"
+
+    @property
+    def member(self) -> str:
+        """The name of the process; '' for `add`."""
+        if self.server is not None:
+            return f"ps-{self.server}"
+        return "" if self.worker is None else f"worker-{self.worker}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -52,7 +61,8 @@ class Fault:
         return cls(
             kind=FaultKind(match["kind"] or match["add"]),
             at_step=int(match["step"]),
-            worker=int(match["worker"]) if match["worker"] else None,
+            worker=int(match["number"]) if match["role"] == "worker" else None,
+            server=int(match["number"]) if match["role"] == "ps" else None,
             for_seconds=float(match["seconds"]) if match["seconds"] else None,
         )
 
@@ -73,18 +83,26 @@ class FaultPlan:
     def freeze_worker(self, worker: int, *, at_step: int, for_seconds: float | None = None) -> "FaultPlan":
         return self._with(Fault(kind=FaultKind.FREEZE, worker=worker, at_step=at_step, for_seconds=for_seconds))
 
+    def kill_server(self, server: int, *, at_step: int) -> "FaultPlan":
+        """It starts again at once, with its files."""
+        return self._with(Fault(kind=FaultKind.KILL, server=server, at_step=at_step))
+
+    def freeze_server(self, server: int, *, at_step: int, for_seconds: float | None = None) -> "FaultPlan":
+        return self._with(Fault(kind=FaultKind.FREEZE, server=server, at_step=at_step, for_seconds=for_seconds))
+
     def add_worker(self, *, at_step: int) -> "FaultPlan":
         return self._with(Fault(kind=FaultKind.ADD, at_step=at_step))
 
-    def check(self, *, workers: int) -> None:
-        """Raises InvalidInput for a worker that a cluster of `workers`, and those the plan adds, will not have."""
-        there = workers + sum(fault.kind is FaultKind.ADD for fault in self.faults)
+    def check(self, *, workers: int, shards: int) -> None:
+        """Raises InvalidInput for a process that such a cluster, with the workers that the plan adds, will not have."""
+        last_worker = workers + sum(fault.kind is FaultKind.ADD for fault in self.faults)
         for fault in self.faults:
-            if fault.worker is not None and fault.worker > there:
-                raise InvalidInput(
-                    f"fault '{fault}': there will be no worker-{fault.worker}; the last one is worker-{there}",
-                    field="fault",
-                )
+            for role, number, last in (("worker", fault.worker, last_worker), ("ps", fault.server, shards)):
+                if number is not None and number > last:
+                    raise InvalidInput(
+                        f"fault '{fault}': there will be no {role}-{number}; the last one is {role}-{last}",
+                        field="fault",
+                    )
 
     def _with(self, fault: Fault) -> "FaultPlan":
         return replace(self, faults=(*self.faults, fault))
@@ -110,6 +128,10 @@ class Disturbed(Protocol):
     def freeze_worker(self, name: str) -> None: ...
     def thaw_worker(self, name: str) -> None: ...
     def add_worker(self, *, wait: bool = ...) -> str: ...
+    def kill_server(self, name: str) -> None: ...
+    def restart_server(self, name: str, *, wait: bool = ...) -> None: ...
+    def freeze_server(self, name: str) -> None: ...
+    def thaw_server(self, name: str) -> None: ...
 
 
 class FaultRun:
@@ -148,25 +170,28 @@ class FaultRun:
         )
 
     def _do(self, fault: Fault, step: int) -> FaultReport:
-        name = f"worker-{fault.worker}"
+        name, of_server = fault.member, fault.server is not None
         try:
             match fault.kind:
+                case FaultKind.KILL if of_server:
+                    self._cluster.kill_server(name)
+                    self._cluster.restart_server(name, wait=False)
                 case FaultKind.KILL:
                     self._cluster.kill_worker(name)
                 case FaultKind.FREEZE:
-                    self._cluster.freeze_worker(name)
+                    (self._cluster.freeze_server if of_server else self._cluster.freeze_worker)(name)
                     if fault.for_seconds is not None:
-                        self._thaw_later(name, fault.for_seconds)
+                        self._thaw_later(name, fault.for_seconds, of_server=of_server)
                 case FaultKind.ADD:
                     self._cluster.add_worker(wait=False)
         except NotFound as error:
             return FaultReport(fault=fault, happened_at_step=None, why=str(error))
         return FaultReport(fault=fault, happened_at_step=step)
 
-    def _thaw_later(self, name: str, seconds: float) -> None:
+    def _thaw_later(self, name: str, seconds: float, *, of_server: bool) -> None:
         def thaw() -> None:
             try:
-                self._cluster.thaw_worker(name)
+                (self._cluster.thaw_server if of_server else self._cluster.thaw_worker)(name)
             except NotFound:
                 return  # killed meanwhile
 

@@ -2,20 +2,21 @@
 
 import sys
 
-from shoal.process.lifetime import die_with_parent, end_at_sigterm
+from shoal.process.lifetime import die_with_parent, end_at_sigterm, end_now, loading
 
 
 def main() -> None:
     end_at_sigterm()
     die_with_parent()
-    import asyncio
-    import logging
+    with loading():
+        import asyncio
+        import logging
 
-    from shoal.core.errors import ShoalError, Unavailable
-    from shoal.master.app import EX_TEMPFAIL, run
-    from shoal.master.settings import MasterSettings
-    from shoal.process.logs import configure_logs
-    from shoal.process.settings import fail
+        from shoal.core.errors import ShoalError, Unavailable
+        from shoal.master.app import EX_TEMPFAIL, run
+        from shoal.master.settings import MasterSettings
+        from shoal.process.logs import configure_logs
+        from shoal.process.settings import fail
 
     try:
         settings = MasterSettings.load(sys.argv[1:])
@@ -29,7 +30,7 @@ def main() -> None:
     except ShoalError as error:
         fail(error)
         raise AssertionError("fail exits") from error
-    raise SystemExit(code)
+    end_now(code)
 
 
 if __name__ == "__main__":

@@ -16,26 +16,34 @@ from grpc_health.v1.health import aio as health
 from shoal.core.errors import Deposed, InvalidInput, Unavailable
 from shoal.jobspec.reading import describe, validate_spec
 from shoal.master.beginning import Beginnings
+from shoal.master.bound import Bound
 from shoal.master.changes import Changes
 from shoal.master.completion import Completions
 from shoal.master.coordinator import Coordinator
 from shoal.master.endings import Endings
+from shoal.master.fences import Fences
 from shoal.master.following import Follower
 from shoal.master.grants import GrantBook
 from shoal.master.incidents import Incidents
+from shoal.master.initial import InitialSources
 from shoal.master.jobs import Jobs
+from shoal.master.lead import Lead
 from shoal.master.leadership import Leadership
 from shoal.master.live import LiveJobs
 from shoal.master.members import Members, Timing
 from shoal.master.polls import Polls
+from shoal.master.probes import Probes
 from shoal.master.registration import Registrar
+from shoal.master.reopening import Reopening
 from shoal.master.servicers.jobs import JobServicer
 from shoal.master.servicers.master import MasterServicer
 from shoal.master.settings import MasterSettings
 from shoal.master.shards import ShardClient
+from shoal.master.snapshots import Snapshots
 from shoal.master.store.base import Database, JobStore, Limits
 from shoal.master.store.opening import open_database
 from shoal.master.store.timed import TimedJobStore
+from shoal.master.sweeping import Sweeper
 from shoal.master.tasks import Tasks
 from shoal.master.workers import WorkerClient
 from shoal.metrics.grpc import AioMetricsInterceptor, GrpcServerMetrics
@@ -51,7 +59,7 @@ from shoal.wire.v1 import jobs_pb2_grpc, master_pb2_grpc
 if TYPE_CHECKING:
     from shoal.master.pods import PodWatch
 
-_STOP_SECONDS = 1.0  # for calls in flight when the master stops: long polls would never end by themselves
+_STOP_SECONDS = 0.5  # for calls in flight when the master stops: long polls would never end by themselves
 _PRUNE_SECONDS = 600.0  # between looks for ended jobs that are too many
 _REOPEN_SECONDS = 0.5  # between tries of a store whose server is not there yet
 
@@ -102,11 +110,11 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
         tasks.start("leadership", leadership.keep())
         stack.push_async_callback(tasks.close)
         store: JobStore = TimedJobStore(database.jobs(leadership.epoch), metrics=metrics, deposed=leadership.lose)
-        await store.prune(ended_kept=settings.ended_jobs_kept)
 
-        shards = ShardClient(call_seconds=settings.call_seconds, snapshot_seconds=settings.snapshot_seconds)
+        lead = Lead(epoch=leadership.epoch, lose=leadership.lose)
+        shards = ShardClient(lead=lead, call_seconds=settings.call_seconds, snapshot_seconds=settings.snapshot_seconds)
         stack.push_async_callback(shards.close)
-        workers = WorkerClient(tasks=tasks, push_seconds=settings.push_seconds)
+        workers = WorkerClient(lead=lead, tasks=tasks, push_seconds=settings.push_seconds)
         stack.push_async_callback(workers.close)
         stack.push_async_callback(tasks.close)
 
@@ -119,7 +127,9 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
                 suspect_grace_seconds=settings.suspect_grace_seconds,
                 server_grace_seconds=settings.suspect_grace_seconds + 2 * settings.heartbeat_seconds,
                 lost_kept_seconds=settings.lost_kept_seconds,
+                probe_seconds=settings.probe_seconds,
             ),
+            limit=settings.members_limit,
         )
         grants = GrantBook(first_revision=time.time_ns() // 1_000_000)
         live = LiveJobs(
@@ -135,7 +145,18 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             settings=settings,
             kick=kicked.set,
         )
-        endings = Endings(live=live, store=store, metrics=metrics, clock=clock)
+        sweeper = Sweeper(
+            live=live,
+            store=store,
+            members=members,
+            shards=shards,
+            tasks=tasks,
+            clock=clock,
+            ended_jobs_kept=settings.ended_jobs_kept,
+            ended_snapshots_seconds=settings.ended_snapshots_seconds,
+        )
+        await sweeper.prune()
+        endings = Endings(live=live, store=store, sweeper=sweeper, metrics=metrics, clock=clock)
         follower = Follower(
             live=live,
             endings=endings,
@@ -155,10 +176,12 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             members=members,
             grants=grants,
             shards=shards,
+            sweeper=sweeper,
             tasks=tasks,
             clock=clock,
             settings=settings,
         )
+        initial = InitialSources(store=store, members=members)
         beginnings = Beginnings(
             live=live,
             endings=endings,
@@ -167,13 +190,35 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             store=store,
             members=members,
             shards=shards,
+            snapshots=Snapshots(
+                live=live,
+                store=store,
+                members=members,
+                shards=shards,
+                sweeper=sweeper,
+                tasks=tasks,
+                metrics=metrics,
+                clock=clock,
+                settings=settings,
+            ),
+            initial=initial,
             tasks=tasks,
             clock=clock,
         )
+        fences = Fences(live=live, shards=shards, tasks=tasks, metrics=metrics)
         coordinator = Coordinator(
             live=live,
             beginnings=beginnings,
             endings=endings,
+            fences=fences,
+            probes=Probes(
+                members=members,
+                lead=lead,
+                tasks=tasks,
+                metrics=metrics,
+                kick=kicked.set,
+                seconds=settings.probe_seconds,
+            ),
             members=members,
             grants=grants,
             changes=changes,
@@ -186,6 +231,8 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
             store=store,
             live=live,
             endings=endings,
+            reopening=Reopening(live=live, store=store, clock=clock),
+            initial=initial,
             coordinator=coordinator,
             members=members,
             shards=shards,
@@ -205,18 +252,30 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
         master_pb2_grpc.add_MasterServiceServicer_to_server(
             MasterServicer(
                 members=members,
-                registrar=Registrar(members=members, live=live, polls=polls, shards=shards, kick=kicked.set),
+                registrar=Registrar(
+                    members=members,
+                    live=live,
+                    polls=polls,
+                    shards=shards,
+                    fences=fences,
+                    sweeper=sweeper,
+                    kick=kicked.set,
+                ),
                 completions=completions,
                 jobs=jobs,
                 polls=polls,
                 incidents=incidents,
                 metrics=metrics,
                 settings=settings,
+                epoch=leadership.epoch,
                 kick=kicked.set,
             ),
             server,
         )
-        jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs=jobs, members=members, grants=grants), server)
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(
+            JobServicer(jobs=jobs, members=members, grants=grants, streams=Bound("streams", settings.streams_limit)),
+            server,
+        )
         health_service = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -228,7 +287,7 @@ async def serving(settings: MasterSettings, *, clock: Clock) -> AsyncIterator[Se
         stack.push_async_callback(server.stop, _STOP_SECONDS)
 
         tasks.start("coordinator", coordinator.run())
-        tasks.start("prune", _prune(store, settings))
+        tasks.start("prune", _prune(sweeper))
         if pod_watch is not None:
             tasks.start("pods", pod_watch.run())
         ready.waits("")
@@ -325,11 +384,11 @@ async def _open_database(settings: MasterSettings, ready: _Readiness) -> Databas
         await asyncio.sleep(_REOPEN_SECONDS)
 
 
-async def _prune(store: JobStore, settings: MasterSettings) -> None:
+async def _prune(sweeper: Sweeper) -> None:
     while True:
         await asyncio.sleep(_PRUNE_SECONDS)
         try:
-            await store.prune(ended_kept=settings.ended_jobs_kept)
+            await sweeper.prune()
         except Unavailable as error:
             get_logger().warning("store_unavailable", error=str(error))
 

@@ -5,25 +5,81 @@ Each change is stored first, then acted on.
 
 import asyncio
 from array import array
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from shoal.core.errors import DeadlineExceeded, Forbidden, InvalidInput, NotFound, ShoalError, Unavailable
+from shoal.core.errors import (
+    Corrupt,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    ShoalError,
+    Stale,
+    Unavailable,
+)
 from shoal.core.job import Event, Job, Results, ShardAddress
 from shoal.jobspec.reading import load_spec
 from shoal.master import reasons, transitions
 from shoal.master.completion import Completions
 from shoal.master.endings import Endings
 from shoal.master.following import Follower
+from shoal.master.initial import InitialSources
 from shoal.master.live import LiveJobs, Run
 from shoal.master.members import Member, Members, Role
-from shoal.master.shards import ShardClient, each
-from shoal.master.store.base import LIVE, JobStore, Placement, Summary
+from shoal.master.shards import Created, InitialWeights, Restore, ShardClient, each
+from shoal.master.snapshots import Snapshots
+from shoal.master.store.base import LIVE, JobStore, Manifest, Placement, Summary
 from shoal.master.tasks import Tasks
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger
 
 _RETRY_SECONDS = 0.2  # between tries of a call to a server that does not answer
+
+
+class _Damaged(Exception):
+    """A file of this manifest is not what was written; the cause says which."""
+
+    def __init__(self, manifest: Manifest, error: Corrupt) -> None:
+        super().__init__(str(error))
+        self.manifest = manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Making:
+    """The shares of an attempt, and what they are to be made of where there are none."""
+
+    job: Job
+    attempt: int
+    shards: tuple[ShardAddress, ...]
+    manifest: Manifest | None
+    initial: InitialWeights | None
+
+    def restore_of(self, shard: ShardAddress) -> Restore | None:
+        """None: at version 0, or the shard holds nothing of the model."""
+        if self.manifest is None:
+            return None
+        files = {file.shard_index: file for file in self.manifest.files}
+        file = files.get(shard.index)
+        return Restore(file=file, step=self.manifest.step) if file is not None else None
+
+    def is_new(self, created: Sequence[Created]) -> bool:
+        return any(share.made_in_attempt == self.attempt for share in created)
+
+    def is_torn(self, created: Sequence[Created]) -> bool:
+        """Were they made in different attempts, or are they further apart than the one step that replay bridges?
+
+        All shares of an attempt that has begun were made in the same one. One that did not come to that (a server was
+        lost meanwhile) leaves some that were made in it beside older ones.
+        """
+        if self.is_new(created):
+            restores = [self.restore_of(shard) for shard in self.shards]
+            wanted = [(self.attempt, restore.step if restore else 0) for restore in restores]
+            return [(share.made_in_attempt, share.version) for share in created] != wanted
+        if len({share.made_in_attempt for share in created}) > 1:
+            return True
+        versions = [share.version for share in created if share.started]
+        return not self.job.requirements.external and max(versions, default=0) - min(versions, default=0) > 1
 
 
 class Beginnings:
@@ -37,6 +93,8 @@ class Beginnings:
         store: JobStore,
         members: Members,
         shards: ShardClient,
+        snapshots: Snapshots,
+        initial: InitialSources,
         tasks: Tasks,
         clock: Clock,
     ) -> None:
@@ -47,6 +105,8 @@ class Beginnings:
         self._store = store
         self._members = members
         self._shards = shards
+        self._snapshots = snapshots
+        self._initial = initial
         self._tasks = tasks
         self._clock = clock
         self._log = get_logger()
@@ -100,7 +160,7 @@ class Beginnings:
         if job.results is not None:
             self._completions.close(run)
         else:
-            self._follower.start(run)
+            self._watch(run)
         self._log.info("job_adopted", job_id=job.job_id, attempt=job.attempt, workers=sorted(run.ranks))
 
     def probe_adopted(self) -> None:
@@ -155,6 +215,8 @@ class Beginnings:
             try:
                 await self._try_to_create(run, job)
                 break
+            except _Damaged as error:
+                await self._condemn(run, error)
             except (Unavailable, DeadlineExceeded) as error:
                 self._log.info("shares_not_created_yet", job_id=run.job_id, attempt=run.attempt, error=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -163,7 +225,11 @@ class Beginnings:
                 await self._endings.fail(run, errors=(str(error),), reason=reasons.SHARD_FAILED, fatal=fatal)
                 return
         if self._live.is_current(run):
-            self._follower.start(run)
+            self._watch(run)
+
+    def _watch(self, run: Run) -> None:
+        self._follower.start(run)
+        self._snapshots.start(run)
 
     async def _try_to_create(self, run: Run, job: Job) -> None:
         shards: list[ShardAddress] = []
@@ -175,23 +241,23 @@ class Beginnings:
             shards.append(ShardAddress(server_id=server_id, host=member.host, port=member.port, index=index))
             incarnations[server_id] = member.incarnation
 
-        async def create(shard: ShardAddress) -> int:
-            try:
-                return await self._shards.create_share(
-                    shard, job_id=job.job_id, attempt=run.attempt, spec_json=job.spec_json, shards=len(shards)
-                )
-            except Unavailable:
-                self._members.connection_broke(shard.server_id, incarnations[shard.server_id])
-                raise
-
         run.incarnations = incarnations
-        versions = await each(shards, create)
-        if max(versions) - min(versions) > 1:
-            # Shards keep one step of each other (replay window). More apart: one has lost its share, and all go back.
-            self._log.info("shares_begin_again", job_id=job.job_id, attempt=run.attempt, versions=versions)
-            await each(shards, lambda shard: self._shards.drop_share(shard, job_id=job.job_id, delete_files=True))
-            versions = await each(shards, create)
-        run.first_version = min(versions)
+        manifest = await self._current(run)
+        made = _Making(
+            job=job,
+            attempt=run.attempt,
+            shards=tuple(shards),
+            manifest=manifest,
+            initial=await self._initial.of(job) if manifest is None else None,
+        )
+        created = await self._create(made, incarnations)
+        if made.is_torn(created):
+            # A share that is new does not fit to those that went on: all go back to the same step.
+            self._log.info("shares_begin_again", job_id=job.job_id, attempt=run.attempt, created=created)
+            created = await self._create(made, incarnations, start_over=True)
+        if manifest is not None and made.is_new(created):
+            await self._tell(run, reasons.RESTORED, f"all shards go on from the snapshot at step {manifest.step}")
+        run.first_version = min((share.version for share in created if share.started), default=0)
         run.progress.from_zero = run.first_version == 0
         async with run.publishing:
             if not self._live.is_current(run):
@@ -202,13 +268,72 @@ class Beginnings:
             run.ready = True
             self._live.hand_out(run)
 
+    async def _current(self, run: Run) -> Manifest | None:
+        """The newest manifest that is not known to be damaged."""
+        manifests = await self._store.manifests(run.job_id)
+        return next((manifest for manifest in manifests if not manifest.damaged), None)
+
+    async def _create(
+        self, made: "_Making", incarnations: Mapping[str, str], *, start_over: bool = False
+    ) -> list[Created]:
+        async def create(shard: ShardAddress) -> Created:
+            try:
+                return await self._shards.create_share(
+                    shard,
+                    job_id=made.job.job_id,
+                    attempt=made.attempt,
+                    spec_json=made.job.spec_json,
+                    shards=len(made.shards),
+                    restore=made.restore_of(shard),
+                    start_over=start_over,
+                    initial=made.initial,
+                )
+            except Unavailable:
+                self._members.connection_broke(shard.server_id, incarnations[shard.server_id])
+                raise
+            except Corrupt as error:
+                if made.manifest is None:
+                    raise
+                raise _Damaged(made.manifest, error) from error
+
+        return await each(made.shards, create)
+
+    async def _condemn(self, run: Run, damaged: "_Damaged") -> None:
+        """The manifest before becomes the current one; if there is none, the job begins again."""
+        event = Event(
+            at=self._clock.unix(),
+            phase=self._live.job_of(run).phase,
+            reason=reasons.SNAPSHOT_DAMAGED,
+            message=f"the snapshot at step {damaged.manifest.step} cannot be used: {damaged}",
+            attempt=run.attempt,
+        )
+        self._log.warning("snapshot_damaged", job_id=run.job_id, attempt=run.attempt, detail=event.message)
+        try:
+            await self._store.condemn_manifest(damaged.manifest, attempt=run.attempt, event=event)
+        except Unavailable as error:
+            self._log.warning("store_unavailable", job_id=run.job_id, error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)  # and then the file is looked at again
+        except Stale as error:
+            self._log.info("attempt_superseded", job_id=run.job_id, attempt=run.attempt, error=str(error))
+        self._live.touch(run)
+
+    async def _tell(self, run: Run, reason: str, message: str) -> None:
+        phase = self._live.job_of(run).phase
+        event = Event(at=self._clock.unix(), phase=phase, reason=reason, message=message, attempt=run.attempt)
+        try:
+            await self._store.add_event(run.job_id, event)
+        except Unavailable as error:
+            self._log.warning("event_not_stored", job_id=run.job_id, reason=reason, error=str(error))
+        self._live.touch(run)
+
     async def move(self, run: Run, *, ranks: Mapping[str, range], reason: str, message: str) -> None:
         """Spreads the ranks of a running attempt anew."""
         async with run.publishing:
             if not self._live.is_current(run):
                 return
             if run.ready:
-                event = Event(at=self._clock.unix(), phase=self._live.job_of(run).phase, reason=reason, message=message)
+                phase = self._live.job_of(run).phase
+                event = Event(at=self._clock.unix(), phase=phase, reason=reason, message=message, attempt=run.attempt)
                 placement = Placement(ranks=dict(ranks), shards=run.shards)
                 await self._store.place(run.job_id, attempt=run.attempt, placement=placement, event=event)
             run.ranks = dict(ranks)

@@ -12,8 +12,9 @@ from shoal.master.grants import GrantBook
 from shoal.master.live import LiveJobs, Run
 from shoal.master.members import Members
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient, each
+from shoal.master.shards import ShardClient, each, whole
 from shoal.master.store.base import JobStore
+from shoal.master.sweeping import Sweeper
 from shoal.master.tasks import Tasks
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger
@@ -51,6 +52,7 @@ class Completions:
         members: Members,
         grants: GrantBook,
         shards: ShardClient,
+        sweeper: Sweeper,
         tasks: Tasks,
         clock: Clock,
         settings: MasterSettings,
@@ -62,6 +64,7 @@ class Completions:
         self._members = members
         self._grants = grants
         self._shards = shards
+        self._sweeper = sweeper
         self._tasks = tasks
         self._clock = clock
         self._settings = settings
@@ -117,6 +120,12 @@ class Completions:
         errors = tuple(f"{report.worker_id}: {error}" for error in report.results.errors) or (
             f"{report.worker_id}: the trainer failed without saying why",
         )
+        others = run.ranks.keys() - self._live.unfit(run) - {report.worker_id}
+        if report.results.metrics.get("killed") == 1 and others:
+            run.unfit[report.worker_id] = report.incarnation
+            self._log.warning("worker_unfit", job_id=run.job_id, worker_id=report.worker_id, detail=errors[-1])
+            self._live.kick()
+            return Answer(accepted=True, message=f"other workers go on with attempt {run.attempt} of job {run.job_id}")
         fatal = report.results.metrics.get("fatal") == 1
         lost = () if fatal else await self._lost_shares(run)
         if lost:
@@ -148,7 +157,8 @@ class Completions:
 
     def close(self, run: Run) -> None:
         run.closing = True
-        self._tasks.cancel(f"progress:{run.job_id}:{run.attempt}")
+        for kind in ("progress", "snapshots"):
+            self._tasks.cancel(f"{kind}:{run.job_id}:{run.attempt}")
         self._tasks.start(f"finish:{run.job_id}:{run.attempt}", self._finish(run))
         self._live.touch(run)
 
@@ -161,10 +171,10 @@ class Completions:
                     run.shards[0], job_id=run.job_id, from_version=run.progress.version
                 )
                 await self._follower.take(run, answer)
-                files = await each(
+                parts = await each(
                     run.shards, lambda shard: self._shards.snapshot(shard, job_id=run.job_id, attempt=run.attempt)
                 )
-                await self._succeed(run, tuple(files))
+                await self._succeed(run, whole(parts))
                 return
             except Stale as error:
                 self._log.info("finish_superseded", job_id=run.job_id, attempt=run.attempt, error=str(error))
@@ -186,7 +196,7 @@ class Completions:
         assert results is not None
         progress = run.progress
         results = replace(results, steps=results.steps or progress.version, samples=results.samples or progress.samples)
-        await self._live.apply(
+        job = await self._live.apply(
             transitions.succeed(
                 run.job_id,
                 attempt=run.attempt,
@@ -199,4 +209,5 @@ class Completions:
             )
         )
         self._live.end_run(run)
-        self._live.drop(run.job_id, run.shards, delete_files=False)
+        self._live.drop(run.job_id, run.shards)
+        self._sweeper.after(job)

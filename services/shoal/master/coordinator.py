@@ -9,9 +9,11 @@ from shoal.core.job import Job, Phase
 from shoal.master.beginning import Beginnings
 from shoal.master.changes import Changes
 from shoal.master.endings import Endings
+from shoal.master.fences import Fences
 from shoal.master.grants import GrantBook
 from shoal.master.live import LiveJobs, Run
 from shoal.master.members import Member, Members, MemberState, Role
+from shoal.master.probes import Probes
 from shoal.master.scheduler import (
     Cluster,
     Decision,
@@ -40,6 +42,8 @@ class Coordinator:
         live: LiveJobs,
         beginnings: Beginnings,
         endings: Endings,
+        fences: Fences,
+        probes: Probes,
         members: Members,
         grants: GrantBook,
         changes: Changes,
@@ -51,6 +55,8 @@ class Coordinator:
         self._live = live
         self._beginnings = beginnings
         self._endings = endings
+        self._fences = fences
+        self._probes = probes
         self._members = members
         self._grants = grants
         self._changes = changes
@@ -118,6 +124,8 @@ class Coordinator:
         return max(0.0, min(self._settings.tick_seconds, expiry - self._clock.monotonic()))
 
     def _see_losses(self) -> None:
+        for member in self._members.take_doubtful():
+            self._probes.ask(member)
         expiry = self._members.expire()
         for member in expiry.lost:
             tell = self._log.info if member.left else self._log.warning
@@ -127,8 +135,10 @@ class Coordinator:
                 role=member.role.value,
                 incarnation=member.incarnation,
                 seconds_since_heard=round(self._members.seconds_since_heard(member), 3),
+                finding=member.finding,
             )
             if member.role is Role.WORKER:
+                self._fences.cut(member)
                 self._metrics.forget_worker(member.member_id)
         for member in expiry.forgotten:
             self._grants.forget(member.member_id)
@@ -147,6 +157,7 @@ class Coordinator:
                 submitted_at=job.submitted_at,
                 under_way=False,
                 servers=job.servers,
+                paused=job.paused,
                 not_before=self._live.not_before(job.job_id),
             )
         return JobFacts(
@@ -157,9 +168,11 @@ class Coordinator:
             servers=run.servers,
             lost_shares=self._live.lost_shares(run),
             ranks=run.ranks,
+            unfit=self._live.unfit(run),
             seconds_per_unit=self.speeds(run),
             moved_at=run.moved_at,
             closing=run.closing,
+            paused=job.paused,
         )
 
     def speeds(self, run: Run) -> dict[str, float]:

@@ -8,11 +8,12 @@ import asyncio
 from array import array
 from dataclasses import dataclass
 
-from shoal.core.errors import Stale, Unavailable
+from shoal.core.errors import Refused, Stale, Unavailable
 from shoal.core.job import Job, Phase, Results
 from shoal.master import transitions
 from shoal.master.live import LiveJobs, Run
 from shoal.master.store.base import JobStore, Summary
+from shoal.master.sweeping import Sweeper
 from shoal.metrics.master import MasterMetrics
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger
@@ -28,9 +29,12 @@ class Cancellation:
 
 
 class Endings:
-    def __init__(self, *, live: LiveJobs, store: JobStore, metrics: MasterMetrics, clock: Clock) -> None:
+    def __init__(
+        self, *, live: LiveJobs, store: JobStore, sweeper: Sweeper, metrics: MasterMetrics, clock: Clock
+    ) -> None:
         self._live = live
         self._store = store
+        self._sweeper = sweeper
         self._metrics = metrics
         self._clock = clock
         self._log = get_logger()
@@ -42,7 +46,7 @@ class Endings:
             return None
         message = "\n".join(errors)[-_MESSAGE_CHARACTERS:]
         now = self._clock.unix()
-        last = fatal or job.attempt >= job.requirements.max_attempts
+        last = fatal or job.failures + 1 >= job.requirements.max_attempts
         if last:
             transition = transitions.fail(
                 run.job_id,
@@ -55,7 +59,9 @@ class Endings:
                 losses=run.progress.losses,
             )
         else:
-            transition = transitions.recover(run.job_id, attempt=run.attempt, at=now, reason=reason, message=message)
+            transition = transitions.recover(
+                run.job_id, attempt=run.attempt, at=now, reason=reason, message=message, failed=True
+            )
             self._live.delay_next_attempt(job)
         while True:
             try:
@@ -72,7 +78,8 @@ class Endings:
         shards = self._live.shards_of(job)
         self._live.end_run(run)
         if last:
-            self._live.drop(run.job_id, shards, delete_files=True)
+            self._live.drop(run.job_id, shards)
+            self._sweeper.after(job)
         return job
 
     async def recover(self, run: Run, *, reason: str, message: str) -> None:
@@ -90,6 +97,43 @@ class Endings:
         self._log.warning("attempt_ends", job_id=run.job_id, attempt=run.attempt, reason=reason, detail=message)
         self._live.end_run(run)
 
+    async def pause(self, job_id: str) -> Job:
+        """Its workers go to others at once; its weights stay where they are. Idempotent.
+
+        Raises NotFound, or Refused for a job that has ended, or whose training has.
+        """
+        while True:
+            job = self._live.job(job_id) or await self._store.get(job_id)
+            if job.phase.ended:
+                raise Refused(f"job {job_id} has ended as {job.phase}: there is nothing to pause")
+            if job.requirements.external:
+                raise Refused(f"job {job_id} is trained by its own clients: they pause when they do not push")
+            if job.paused:
+                return job
+            if job.results is not None:
+                raise Refused(f"job {job_id} has been trained: only its final snapshot is being written")
+            try:
+                return await self._live.apply(
+                    transitions.pause(job, at=self._clock.unix(), message="paused on request")
+                )
+            except Stale:
+                continue  # it changed meanwhile: once more with what it is now
+
+    async def resume(self, job_id: str) -> Job:
+        """Lets a paused job go on; nothing happens to one that is not. Raises NotFound, or Refused for an ended one."""
+        while True:
+            job = self._live.job(job_id) or await self._store.get(job_id)
+            if job.phase.ended:
+                raise Refused(f"job {job_id} has ended as {job.phase}: it cannot go on")
+            if not job.paused:
+                return job
+            try:
+                return await self._live.apply(
+                    transitions.resume(job, at=self._clock.unix(), message="resumed on request")
+                )
+            except Stale:
+                continue
+
     async def cancel(self, job_id: str) -> Cancellation:
         """Ends a live job. Raises NotFound; says so if the job had ended."""
         job = self._live.job(job_id) or await self._store.get(job_id)
@@ -97,7 +141,7 @@ class Endings:
             return Cancellation(phase=job.phase, message=f"job {job_id} had already ended as {job.phase}")
         run = self._live.run(job_id)
         try:
-            await self._live.apply(
+            job = await self._live.apply(
                 transitions.cancel(
                     job_id,
                     at=self._clock.unix(),
@@ -112,5 +156,6 @@ class Endings:
         shards = self._live.shards_of(job)
         if (run := self._live.run(job_id)) is not None:  # it may have begun meanwhile
             self._live.end_run(run)
-        self._live.drop(job_id, shards, delete_files=True)
+        self._live.drop(job_id, shards)
+        self._sweeper.after(job)
         return Cancellation(phase=Phase.CANCELLED, message=f"job {job_id} is cancelled")

@@ -31,9 +31,20 @@ class Incidents:
             if run is None or run.attempt != entry.attempt or entry.restarts <= self._restarts.get(key, 0):
                 continue
             self._restarts = {key: told for key, told in self._restarts.items() if self._live.run(key[0]) is not None}
-            self._restarts[key] = entry.restarts
             message = f"{member.member_id}: {entry.last_crash}; it was started again ({entry.restarts})"
+            if key not in self._restarts and await self._told_before(run, message):
+                self._restarts[key] = entry.restarts
+                continue
+            self._restarts[key] = entry.restarts
             await self._tell([run], reasons.TRAINER_RESTARTED, message)
+
+    async def _told_before(self, run: Run, message: str) -> bool:
+        """By the master before this one: workers report restarts for as long as the attempt lasts."""
+        try:
+            events = await self._store.events(run.job_id)
+        except (Unavailable, NotFound):
+            return False
+        return any((event.attempt, event.message) == (run.attempt, message) for event in events)
 
     async def pod(self, name: str, address: str, *, reason: str, message: str) -> None:
         """Something happened to the pod `name` with that IP address: for every running job that has been there."""
@@ -42,7 +53,13 @@ class Incidents:
 
     async def _tell(self, runs: Iterable[Run], reason: str, message: str) -> None:
         for run in runs:
-            event = Event(at=self._clock.unix(), phase=self._live.job_of(run).phase, reason=reason, message=message)
+            event = Event(
+                at=self._clock.unix(),
+                phase=self._live.job_of(run).phase,
+                reason=reason,
+                message=message,
+                attempt=run.attempt,
+            )
             try:
                 await self._store.add_event(run.job_id, event)
             except (Unavailable, NotFound) as error:

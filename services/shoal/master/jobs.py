@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pydantic
 
-from shoal.core.errors import InvalidInput, Refused, Unavailable
+from shoal.core.errors import Exhausted, InvalidInput, Refused, Unavailable
 from shoal.core.job import Job, Phase, ShardAddress, ShardFile
 from shoal.jobspec.reading import describe, load_spec, parse_spec
 from shoal.jobspec.spec import JobSpec
@@ -17,11 +17,13 @@ from shoal.master import reasons
 from shoal.master.changes import Changes
 from shoal.master.coordinator import Coordinator
 from shoal.master.endings import Cancellation, Endings
+from shoal.master.initial import InitialSources
 from shoal.master.live import LiveJobs
 from shoal.master.members import Members
+from shoal.master.reopening import Reopening
 from shoal.master.settings import MasterSettings
 from shoal.master.shards import ShardClient
-from shoal.master.store.base import JobStore, LogLine, Submission, Summary
+from shoal.master.store.base import JobStore, LogLine, Manifest, Submission, Summary
 from shoal.master.views import JobView
 from shoal.metrics.master import MasterMetrics
 from shoal.process.clock import Clock
@@ -53,6 +55,8 @@ class Jobs:
         store: JobStore,
         live: LiveJobs,
         endings: Endings,
+        reopening: Reopening,
+        initial: InitialSources,
         coordinator: Coordinator,
         members: Members,
         shards: ShardClient,
@@ -64,6 +68,8 @@ class Jobs:
         self._store = store
         self._live = live
         self._endings = endings
+        self._reopening = reopening
+        self._initial = initial
         self._coordinator = coordinator
         self._members = members
         self._shards = shards
@@ -74,13 +80,13 @@ class Jobs:
         self._log = get_logger()
 
     def resolve(self, spec_text: str) -> JobSpec:
-        """The whole spec, with the cluster's defaults. Raises InvalidInput that names the field."""
-        return self._with_defaults(parse_spec(spec_text))
+        """The whole spec, with the cluster's defaults. Raises InvalidInput that names the field, or Exhausted."""
+        return self._with_defaults(self._parsed(spec_text))
 
     async def submit(self, spec_text: str, *, idempotency_key: str) -> Submission:
-        """Returns once the job is stored durably. Raises InvalidInput, AlreadyExists, Unavailable."""
-        given = parse_spec(spec_text)
-        spec = self._with_defaults(given)
+        """Returns once the job is stored durably. Raises InvalidInput, AlreadyExists, Exhausted, Unavailable."""
+        given = self._parsed(spec_text)
+        spec = await self._initial.resolve(self._with_defaults(given))
         digest = hashlib.sha256(given.model_dump_json().encode()).hexdigest()  # of what the user wrote, not of defaults
         job = Job(
             job_id=f"{spec.name}-{uuid.uuid4().hex[:10]}",
@@ -144,6 +150,28 @@ class Jobs:
         """Raises NotFound."""
         return await self._endings.cancel(job_id)
 
+    async def pause(self, job_id: str) -> Job:
+        """Raises NotFound or Refused."""
+        return await self._endings.pause(job_id)
+
+    async def resume(self, job_id: str, *, from_step: int | None = None) -> Job:
+        """A paused job, or one that was cancelled or has failed, which goes on from a snapshot.
+
+        Raises NotFound or Refused.
+        """
+        job = self._live.job(job_id) or await self._store.get(job_id)
+        if job.phase.ended:
+            return await self._reopening.reopen(job, from_step=from_step)
+        if job.phase is Phase.PENDING and job.reason == reasons.RESUMED:
+            return job  # asked again: the answer did not come
+        if from_step is not None:
+            raise Refused(f"job {job_id} is {job.phase}: only an ended one can go back to a step; cancel it first")
+        return await self._endings.resume(job_id)
+
+    async def snapshots(self, job_id: str) -> tuple[Manifest, ...]:
+        """Newest step first. Raises NotFound."""
+        return await self._store.manifests(job_id)
+
     async def report_logs(self, job_id: str, lines: Iterable[LogLine]) -> None:
         """Raises NotFound."""
         cut = self._settings.log_line_characters
@@ -195,6 +223,12 @@ class Jobs:
         if member is None or not member.known or not member.present:
             raise Unavailable(f"parameter server {file.server_id}, which holds {file.file_name}, is not there")
         return ShardAddress(server_id=file.server_id, host=member.host, port=member.port, index=file.shard_index)
+
+    def _parsed(self, spec_text: str) -> JobSpec:
+        size, limit = len(spec_text.encode()), self._settings.spec_bytes_limit
+        if size > limit:
+            raise Exhausted(f"the job spec has {size} bytes; this master takes {limit} (spec_bytes_limit)")
+        return parse_spec(spec_text)
 
     def _with_defaults(self, spec: JobSpec) -> JobSpec:
         try:

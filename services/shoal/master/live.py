@@ -4,6 +4,7 @@ The one place where a stored change becomes a change of the master's memory, in 
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -42,6 +43,7 @@ class Run:
     probed: set[str] = field(default_factory=set)
     unsaved_evaluations: bool = False
     hosts: set[str] = field(default_factory=set)  # members that have had a part of the attempt
+    unfit: dict[str, str] = field(default_factory=dict)  # workers where its trainers kept being killed: incarnations
     publishing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -119,6 +121,11 @@ class LiveJobs:
         made_by = run.incarnations.get(server_id)
         return made_by is not None and member.known and member.incarnation != made_by
 
+    def unfit(self, run: Run) -> frozenset[str]:
+        """Workers where trainers of the attempt kept being killed. One that has been started again may do better."""
+        there = ((worker_id, self._members.get(worker_id)) for worker_id in run.unfit)
+        return frozenset(name for name, member in there if member and member.incarnation == run.unfit[name])
+
     def shards_of(self, job: Job) -> tuple[ShardAddress, ...]:
         """Where the job's shares may be, attempt or not."""
         run = self._runs.get(job.job_id)
@@ -168,7 +175,8 @@ class LiveJobs:
 
     def delay_next_attempt(self, job: Job) -> None:
         """After a failure: longer each time, so that a job that always crashes does not keep the cluster busy."""
-        seconds = self._settings.retry_delay_seconds * 2 ** min(job.attempt - 1, 20)
+        seconds = self._settings.retry_delay_seconds * 2 ** min(job.failures, 20)
+        seconds *= random.uniform(0.75, 1.25)  # so that jobs that failed together do not come back together
         self._not_before[job.job_id] = self._clock.monotonic() + min(
             seconds, self._settings.longest_retry_delay_seconds
         )
@@ -179,6 +187,7 @@ class LiveJobs:
             attempt=job.attempt,
             servers=job.servers,
             closing=job.results is not None,
+            unsaved_evaluations=job.attempt > 1,  # those of steps that are done again are void
             progress=ProgressLog(
                 rate_window_seconds=self._settings.rate_window_seconds,
                 loss_steps_kept=self._settings.loss_steps_kept,
@@ -219,7 +228,7 @@ class LiveJobs:
         if not self.is_current(run):
             return
         del self._runs[run.job_id]
-        for kind in ("begin", "progress", "finish"):
+        for kind in ("begin", "progress", "snapshots", "finish"):
             self._tasks.cancel(f"{kind}:{run.job_id}:{run.attempt}")
         for worker_id in self._set_grants(run, {}).withdrawn:
             # Pushed only here: a worker takes a stop as the attempt's end, while moved ranks may come back to it.
@@ -236,17 +245,17 @@ class LiveJobs:
         shard = ShardAddress(server_id=server.member_id, host=server.host, port=server.port, index=0)
         for job_id in held:
             if job_id not in self._jobs:
-                self.drop(job_id, (shard,), delete_files=False)
+                self.drop(job_id, (shard,))
 
-    def drop(self, job_id: str, shards: tuple[ShardAddress, ...], *, delete_files: bool) -> None:
+    def drop(self, job_id: str, shards: tuple[ShardAddress, ...]) -> None:
         if shards:
             self._drops += 1
-            self._tasks.start(f"drop:{job_id}:{self._drops}", self._drop_shares(job_id, shards, delete_files))
+            self._tasks.start(f"drop:{job_id}:{self._drops}", self._drop_shares(job_id, shards))
 
-    async def _drop_shares(self, job_id: str, shards: tuple[ShardAddress, ...], delete_files: bool) -> None:
+    async def _drop_shares(self, job_id: str, shards: tuple[ShardAddress, ...]) -> None:
         """Best effort: a server that cannot be asked now says what it holds when it registers again."""
         for shard in shards:
             try:
-                await self._shards.drop_share(shard, job_id=job_id, delete_files=delete_files)
+                await self._shards.drop_share(shard, job_id=job_id, delete_files=False)
             except ShoalError as error:
                 self._log.info("share_not_dropped", job_id=job_id, server_id=shard.server_id, error=str(error))

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from shoal.core.errors import InvalidInput
+from shoal.core.errors import Exhausted, FencedOff, InvalidInput
 from shoal.core.job import Capabilities, Load, Progress
 from shoal.process.clock import Clock
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+_REJOIN_SECONDS = 6.0  # at least: a channel tries to connect every 2 s, and its owner calls every second
+_FULL_SECONDS = 5.0  # a member's place is free when it has been lost for long
 NOT_RECOGNIZED = "worker not recognized: register again"
 
 
@@ -26,6 +28,14 @@ class MemberState(StrEnum):
     LEAVING = "leaving"  # hands its ranks back: gets nothing, keeps nothing
     SUSPECT = "suspect"  # its connection broke, or a restarted master has not heard of it yet: gets nothing new
     LOST = "lost"  # must register again
+
+
+class Finding(StrEnum):
+    """What came of asking a silent member on another connection."""
+
+    ALIVE = "alive"  # the same incarnation answers
+    GONE = "gone"  # nobody listens there, or another incarnation does
+    SILENT = "silent"  # no definite answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +65,19 @@ class Member:
     ends_at: float  # monotonic seconds: lost then, unless it is heard
     known: bool = True  # false: only expected, from before the master's restart
     left: bool = False  # it said that it ends
+    doubted: bool = False  # its connection broke
+    asked_at: float | None = None  # monotonic seconds: when it was asked, since it was last heard
+    finding: Finding | None = None  # None: it was not asked, or has not answered yet
     load: Load | None = None
     progress: tuple[Progress, ...] = ()
 
     @property
     def present(self) -> bool:
         return self.state is not MemberState.LOST
+
+    @property
+    def can_be_asked(self) -> bool:
+        return self.known and not self.left and bool(self.host and self.port and self.incarnation)
 
     def seconds_per_unit(self, job_id: str, attempt: int) -> float:
         """As last reported; 0: not known."""
@@ -76,6 +93,7 @@ class Registration:
     message: str
     renamed: bool  # the id asked for belongs to somebody who lives
     newcomer: bool  # false: the same process registered again
+    displaced: Member | None = None  # whose id it got: nothing of that one counts any more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,23 +108,35 @@ class Timing:
     suspect_grace_seconds: float  # of a worker, which calls again at once when it lives
     server_grace_seconds: float  # of a parameter server, which is only heard by heartbeats
     lost_kept_seconds: float
+    probe_seconds: float = 1.0  # the longest wait for the answer of a silent member that is asked
 
 
 class Members:
-    """The only owner of liveness."""
+    """The only owner of liveness. `limit` is for all that are listed, the lost ones too."""
 
-    def __init__(self, *, clock: Clock, timing: Timing) -> None:
+    def __init__(self, *, clock: Clock, timing: Timing, limit: int = 10_000) -> None:
         self._clock = clock
         self._timing = timing
+        self._limit = limit
         self._members: dict[str, Member] = {}
+        self._displaced: dict[str, float] = {}  # workers' incarnations whose id another one has got, and since when
 
     def register(self, application: Application) -> Registration:
-        """Makes a process known. Raises InvalidInput for an id that cannot be one."""
+        """Makes a process known.
+
+        Raises InvalidInput for an id that cannot be one, Exhausted if there is no room for another one, and FencedOff
+        for a worker that has been counted as lost, or whose id another one has got since: the shards refuse that
+        incarnation for good. A parameter server may come back: its shares are still what they were.
+        Who leaves goes on leaving: a registration that was under way, or came twice, takes nothing back.
+        """
         _check(application)
         now = self._clock.monotonic()
         wanted = application.member_id
         holder = self._members.get(wanted)
         same = self._find_incarnation(application)
+        lost = same is not None and same.role is Role.WORKER and same.incarnation and not same.present
+        if lost or application.incarnation in self._displaced:
+            raise FencedOff(f"incarnation {application.incarnation} of {wanted} has been counted as dead: begin anew")
         if same is not None:
             member_id, renamed = same.member_id, same.member_id != wanted
             message = f"registered again as {member_id}"
@@ -116,6 +146,13 @@ class Members:
         else:
             member_id, renamed = self._free_id(wanted), True
             message = f"the id {wanted} belongs to a live {holder.role}: registered as {member_id}"
+        if member_id not in self._members and len(self._members) >= self._limit:
+            raise Exhausted(
+                f"this master lists {self._limit} members already, and has no room for {member_id}; try again later",
+                retry_after_seconds=_FULL_SECONDS,
+            )
+        leaving = same is not None and same.state is MemberState.LEAVING
+        left = same is not None and leaving and same.left
         member = Member(
             member_id=member_id,
             role=application.role,
@@ -124,14 +161,19 @@ class Members:
             port=application.port,
             metrics_port=application.metrics_port,
             capabilities=application.capabilities,
-            state=MemberState.ALIVE,
+            state=MemberState.LEAVING if leaving else MemberState.ALIVE,
             heard_at=now,
-            ends_at=now + self._timing.lease_seconds,
+            ends_at=now if left else now + self._timing.lease_seconds,
+            left=left,
             load=same.load if same else None,
             progress=same.progress if same else (),
         )
+        before = self._members.get(member_id)
+        displaced = before if before is not None and before.incarnation not in ("", member.incarnation) else None
+        if displaced is not None and displaced.role is Role.WORKER:
+            self._displaced[displaced.incarnation] = now
         self._members[member_id] = member
-        return Registration(member=member, message=message, renamed=renamed, newcomer=same is None)
+        return Registration(member=member, message=message, renamed=renamed, newcomer=same is None, displaced=displaced)
 
     def heard(
         self,
@@ -156,6 +198,9 @@ class Members:
             ends_at=now + self._timing.lease_seconds,
             load=member.load if load is None else load,
             progress=member.progress if progress is None else progress,
+            doubted=False,
+            asked_at=None,
+            finding=None,
         )
         self._members[member_id] = member
         return member
@@ -191,11 +236,49 @@ class Members:
         grace = self._timing.suspect_grace_seconds if member.role is Role.WORKER else self._timing.server_grace_seconds
         ends_at = min(member.ends_at, self._clock.monotonic() + grace)
         state = MemberState.LEAVING if member.state is MemberState.LEAVING else MemberState.SUSPECT
-        self._members[member_id] = replace(member, state=state, ends_at=ends_at)
+        self._members[member_id] = replace(member, state=state, ends_at=ends_at, doubted=True)
+
+    def take_doubtful(self) -> tuple[Member, ...]:
+        """Whom to ask now, on another connection, whether they live: each is given out once until it is heard again."""
+        now = self._clock.monotonic()
+        doubtful = [
+            replace(
+                member,
+                asked_at=now,
+                state=MemberState.LEAVING if member.state is MemberState.LEAVING else MemberState.SUSPECT,
+            )
+            for member in self._members.values()
+            if member.present
+            and member.can_be_asked
+            and member.asked_at is None
+            and (member.doubted or now >= member.ends_at)
+        ]
+        self._members.update({member.member_id: member for member in doubtful})
+        return tuple(doubtful)
+
+    def found(self, member_id: str, incarnation: str, finding: Finding) -> None:
+        """Only a definite answer changes anything. That a worker lives prolongs its lease, once until it is heard."""
+        member = self.recognized(member_id, incarnation)
+        if member is None or member.asked_at is None or member.finding is not None:
+            return
+        ends_at = member.ends_at
+        if finding is Finding.ALIVE:
+            ends_at = self._clock.monotonic() + self._timing.lease_seconds
+        self._members[member_id] = replace(member, finding=finding, ends_at=ends_at)
+
+    def _lost_at(self, member: Member) -> float:
+        """Monotonic seconds from which on it is lost, as things stand."""
+        if member.finding is Finding.GONE:
+            return member.asked_at or member.ends_at
+        if not member.can_be_asked or member.finding is not None:
+            return member.ends_at
+        asked_at = member.ends_at if member.asked_at is None else member.asked_at
+        return max(member.ends_at, asked_at + self._timing.probe_seconds)
 
     def expect(self, member_id: str, role: Role) -> None:
-        """A restarted master knows a name from its store: its owner has one lease of time to register."""
+        """A restarted master knows a name from its store: its owner has one period of grace to register."""
         now = self._clock.monotonic()
+        grace = max(self._timing.lease_seconds, _REJOIN_SECONDS)
         self._members.setdefault(
             member_id,
             Member(
@@ -208,7 +291,7 @@ class Members:
                 capabilities=Capabilities(has_gpu=False, supported_models=frozenset(), max_concurrent_jobs=0),
                 state=MemberState.SUSPECT,
                 heard_at=now,
-                ends_at=now + self._timing.lease_seconds,
+                ends_at=now + grace,
                 known=False,
             ),
         )
@@ -216,14 +299,16 @@ class Members:
     def expire(self) -> Expiry:
         """Whose time has run out: lost now, or lost for so long that they are forgotten."""
         now = self._clock.monotonic()
+        kept = self._timing.lost_kept_seconds
+        self._displaced = {gone: since for gone, since in self._displaced.items() if now < since + kept}
         lost: list[Member] = []
         forgotten: list[Member] = []
         for member in list(self._members.values()):
-            if member.present and now >= member.ends_at:
+            if member.present and now >= self._lost_at(member):
                 member = replace(member, state=MemberState.LOST, ends_at=now)
                 self._members[member.member_id] = member
                 lost.append(member)
-            elif not member.present and (now >= member.ends_at + self._timing.lost_kept_seconds or not member.known):
+            elif not member.present and (now >= member.ends_at + kept or not member.known):
                 del self._members[member.member_id]
                 forgotten.append(member)
         return Expiry(lost=tuple(lost), forgotten=tuple(forgotten))
@@ -244,8 +329,13 @@ class Members:
         return self._clock.monotonic() - member.heard_at
 
     def next_expiry(self) -> float | None:
-        """Monotonic seconds of the earliest loss to come, as things stand."""
-        return min((member.ends_at for member in self._members.values() if member.present), default=None)
+        """Monotonic seconds of the earliest loss or question to come, as things stand."""
+        times = (
+            member.ends_at if member.asked_at is None else self._lost_at(member)
+            for member in self._members.values()
+            if member.present
+        )
+        return min(times, default=None)
 
     def _find_incarnation(self, application: Application) -> Member | None:
         """The same process, under the name it wants or the one it was given."""

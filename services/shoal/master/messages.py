@@ -1,11 +1,12 @@
 """Between the master's own nouns and messages; those of `core` are in `wire/convert.py`."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from shoal.core.job import Capabilities, Grant
 from shoal.jobspec.reading import load_spec
 from shoal.master.members import Application, Member, Role
-from shoal.master.store.base import LogLine
+from shoal.master.store.base import LogLine, Manifest
 from shoal.master.views import JobView
 from shoal.wire.convert import (
     capabilities_from_proto,
@@ -43,6 +44,31 @@ def application_of(request: master_pb2.RegisterWorkerRequest) -> Application:
     )
 
 
+def snapshot_messages(manifests: Sequence[Manifest]) -> list[jobs_pb2.Snapshot]:
+    """Newest first, as they are given; the first whole one is the current one."""
+    current = next((manifest for manifest in manifests if not manifest.damaged), None)
+    return [
+        jobs_pb2.Snapshot(
+            step=manifest.step,
+            attempt=manifest.attempt,
+            unix_seconds=manifest.at,
+            files=[
+                jobs_pb2.ShardFile(
+                    shard_index=file.shard_index,
+                    file_name=file.file_name,
+                    size=file.size,
+                    sha256=file.sha256,
+                    server_id=file.server_id,
+                )
+                for file in manifest.files
+            ],
+            current=manifest is current,
+            damaged=manifest.damaged,
+        )
+        for manifest in manifests
+    ]
+
+
 def job_message(view: JobView) -> jobs_pb2.Job:
     job = view.job
     return jobs_pb2.Job(
@@ -76,8 +102,16 @@ def job_message(view: JobView) -> jobs_pb2.Job:
         submitted_unix_seconds=job.submitted_at,
         started_unix_seconds=job.started_at or 0.0,
         finished_unix_seconds=job.finished_at or 0.0,
+        paused=job.paused,
+        failures=job.failures,
         events=[
-            jobs_pb2.Event(unix_seconds=event.at, phase=event.phase.value, reason=event.reason, message=event.message)
+            jobs_pb2.Event(
+                unix_seconds=event.at,
+                phase=event.phase.value,
+                reason=event.reason,
+                message=event.message,
+                attempt=event.attempt,
+            )
             for event in view.events
         ],
         losses=view.losses or (),

@@ -45,7 +45,7 @@ class ProgressLog:
     from_zero: bool = True  # false: what the first answer tells was committed by others before
     evaluations: tuple[Evaluation, ...] = ()
     losses: "array[float]" = field(default_factory=lambda: array("d"))
-    _marks: deque[tuple[float, int]] = field(default_factory=deque)  # (monotonic seconds, samples)
+    _marks: deque[tuple[float, int, int]] = field(default_factory=deque)  # (monotonic seconds, samples, version)
 
     def add(self, answer: ShardProgress, *, now: float) -> ProgressChange:
         """Takes in an answer. A version below the known one means that the job began again."""
@@ -73,18 +73,28 @@ class ProgressLog:
             if step >= len(self.losses):
                 self.losses.extend([float("nan")] * (step + 1 - len(self.losses)))
             self.losses[step] = loss
-        self._marks.append((now, answer.samples))
+        self._marks.append((now, answer.samples, answer.version))
         while len(self._marks) > 2 and self._marks[1][0] <= now - self.rate_window_seconds:
             self._marks.popleft()
         return change
 
     def samples_per_second(self, *, now: float) -> float:
         """Over the last window; 0 when nothing came in it."""
+        return self._rate(1, now)
+
+    def steps_per_second(self, *, now: float) -> float:
+        """Over the last window; 0 when nothing came in it."""
+        return self._rate(2, now)
+
+    def measured_seconds(self, *, now: float) -> float:
+        """How much of the past the rates are of."""
+        return max(now, self._marks[-1][0]) - self._marks[0][0] if self._marks else 0.0
+
+    def _rate(self, what: int, now: float) -> float:
         if len(self._marks) < 2 or now - self._marks[-1][0] > 2 * self.rate_window_seconds:
             return 0.0
-        first_at, first = self._marks[0]
-        seconds = max(now, self._marks[-1][0]) - first_at
-        return (self._marks[-1][1] - first) / seconds if seconds > 0 else 0.0
+        seconds = self.measured_seconds(now=now)
+        return (self._marks[-1][what] - self._marks[0][what]) / seconds if seconds > 0 else 0.0
 
     @property
     def summary(self) -> Summary:

@@ -4,18 +4,30 @@ from collections.abc import Callable
 
 from shoal.core.errors import DeadlineExceeded, Unavailable
 from shoal.core.job import ShardAddress
+from shoal.master.fences import Fences
 from shoal.master.live import LiveJobs
 from shoal.master.members import Application, Member, Members, MemberState, Registration, Role
 from shoal.master.polls import Polls
 from shoal.master.shards import ShardClient
+from shoal.master.sweeping import Sweeper
 from shoal.process.logs import get_logger
 
 
 class Registrar:
     def __init__(
-        self, *, members: Members, live: LiveJobs, polls: Polls, shards: ShardClient, kick: Callable[[], None]
+        self,
+        *,
+        members: Members,
+        live: LiveJobs,
+        polls: Polls,
+        shards: ShardClient,
+        fences: Fences,
+        sweeper: Sweeper,
+        kick: Callable[[], None],
     ) -> None:
         self._members = members
+        self._fences = fences
+        self._sweeper = sweeper
         self._live = live
         self._polls = polls
         self._shards = shards
@@ -23,7 +35,7 @@ class Registrar:
         self._log = get_logger()
 
     async def register(self, application: Application, *, held: tuple[str, ...]) -> Registration:
-        """Makes a process known. `held`: jobs that it says it has. Raises InvalidInput."""
+        """Makes a process known. `held`: jobs that it says it has. Raises InvalidInput or FencedOff."""
         holder = self._members.get(application.member_id)
         if holder is not None and self._is_in_the_way(holder, application) and not await self._answers(holder):
             self._members.connection_broke(holder.member_id, holder.incarnation)
@@ -31,8 +43,11 @@ class Registrar:
         member = registration.member
         if member.role is Role.PARAMETER_SERVER:
             self._live.drop_leftovers(member, held)
+            self._sweeper.at(member)
         else:
             self._polls.registered(member, newcomer=registration.newcomer)
+            if registration.displaced is not None:
+                self._fences.cut(registration.displaced)
         self._kick()
         self._log.info(
             "member_registered",

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.core.job import Capabilities, Job, Phase, Requirements
 from shoal.master import reasons
@@ -49,10 +49,12 @@ class JobFacts:
     servers: tuple[str, ...] = ()  # once chosen, they stay
     lost_shares: tuple[str, ...] = ()  # servers whose share of the attempt is gone
     ranks: Ranks = field(default_factory=dict)
+    unfit: frozenset[str] = frozenset()  # workers where trainers of the attempt kept being killed
     seconds_per_unit: Mapping[str, float] = field(default_factory=dict)
     moved_at: float = 0.0  # monotonic seconds: when ranks last moved
     not_before: float = 0.0  # monotonic seconds: the earliest begin of the next attempt
     closing: bool = False  # results are in; only the snapshot is missing
+    paused: bool = False  # on a user's wish: it gets no workers, and keeps none
 
 
 def least_workers(requirements: Requirements) -> int:
@@ -88,10 +90,9 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recover:
-    """End the attempt: a part of the weights is gone."""
+    """End the attempt: a part of the weights is gone, or all who could go on with it have given it up."""
 
     job_id: str
-    lost_servers: tuple[str, ...]
     reason: str
     message: str
 
@@ -112,16 +113,20 @@ def decide(now: float, jobs: tuple[JobFacts, ...], cluster: Cluster, settings: H
     recoveries = [_recovery(job) for job in ordered if job.under_way and job.lost_shares]
     gone = {decision.job_id for decision in recoveries}
     table = _Table(cluster, [job for job in ordered if job.under_way and job.job_id not in gone])
+    stranded = [_stranding(team.facts) for team in table.teams.values() if table.is_stranded(team)]
+    gone.update(decision.job_id for decision in stranded)
     waiting = [_admit(now, job, table) for job in ordered if not job.under_way]
     table.grow()
     table.level()
     moves = [
         move
         for job in table.teams.values()
-        if job.facts.under_way and (move := _move(now, job, table.leaving, settings)) is not None
+        if job.facts.under_way
+        and job.facts.job_id not in gone
+        and (move := _move(now, job, table.leaving, settings)) is not None
     ]
     starts = [_start(admission, table) if isinstance(admission, _Admission) else admission for admission in waiting]
-    return (*recoveries, *moves, *starts)
+    return (*recoveries, *stranded, *moves, *starts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +142,11 @@ class _Team:
 
     @property
     def most(self) -> int:
-        return 0 if self.facts.requirements.external else self.facts.requirements.max_workers
+        return 0 if self.facts.requirements.external or self.facts.paused else self.facts.requirements.max_workers
+
+    @property
+    def needs_workers(self) -> bool:
+        return not (self.workers or self.facts.requirements.external or self.facts.closing or self.facts.paused)
 
     @property
     def surplus(self) -> int:
@@ -163,17 +172,24 @@ class _Table:
         self.teams: dict[str, _Team] = {}
         for job in under_way:
             self.teams[job.job_id] = _Team(facts=job, workers=[])
-            for worker_id in job.ranks:
+            for worker_id in job.ranks if not job.paused else ():
                 if self._may_stay(worker_id, job):
                     self._seat(job.job_id, worker_id)
         for job in under_way:
-            if not self.teams[job.job_id].workers and not job.requirements.external and not job.closing:
+            if self.teams[job.job_id].needs_workers:
                 self.gather(job, need=1)
 
     def capable(self, job: JobFacts) -> list[str]:
         """Workers that could run it, were they free; least used first."""
-        found = [worker for worker in self.workers.values() if worker.open and _can(worker.capabilities, job)]
+        able = (worker for worker in self.workers.values() if worker.open and _can(worker.capabilities, job))
+        found = [worker for worker in able if worker.worker_id not in job.unfit]
         return [worker.worker_id for worker in sorted(found, key=lambda w: (self.used[w.worker_id], w.worker_id))]
+
+    def is_stranded(self, team: _Team) -> bool:
+        """Nobody is there for its attempt but workers that have given it up: to them, too, the next one is new."""
+        if not (team.facts.unfit and team.needs_workers) or self.capable(team.facts):
+            return False
+        return bool(self.capable(replace(team.facts, unfit=frozenset())))
 
     def free(self, worker_id: str) -> bool:
         return self.used[worker_id] < self.workers[worker_id].capabilities.max_concurrent_jobs
@@ -238,7 +254,7 @@ class _Table:
 
     def _may_stay(self, worker_id: str, job: JobFacts) -> bool:
         worker = self.workers.get(worker_id)
-        if worker is None or worker.leaving:
+        if worker is None or worker.leaving or worker_id in job.unfit:
             return False
         return not worker.known or (_can(worker.capabilities, job) and self.free(worker_id))
 
@@ -263,6 +279,8 @@ def _can(capabilities: Capabilities, job: JobFacts) -> bool:
 def _admit(now: float, job: JobFacts, table: _Table) -> _Admission | Wait:
     """Seats a waiting job, or says what it waits for."""
     requirements = job.requirements
+    if job.paused:
+        return Wait(job_id=job.job_id, reason=reasons.PAUSED, message="paused: 'shoal resume' lets it go on")
     if now < job.not_before:
         return Wait(
             job_id=job.job_id, reason=reasons.RETRY_DELAY, message="the next attempt begins after a short delay"
@@ -341,9 +359,16 @@ def _start(admission: _Admission, table: _Table) -> Start:
 def _recovery(job: JobFacts) -> Recover:
     return Recover(
         job_id=job.job_id,
-        lost_servers=job.lost_shares,
         reason=reasons.PARAMETER_SERVER_LOST,
-        message=f"the share on {', '.join(job.lost_shares)} is gone; the job begins again with equal weights",
+        message=f"the share on {', '.join(job.lost_shares)} is gone; the job goes back to its newest snapshot",
+    )
+
+
+def _stranding(job: JobFacts) -> Recover:
+    return Recover(
+        job_id=job.job_id,
+        reason=reasons.TRAINERS_KILLED,
+        message=f"only workers are left whose trainers kept being killed: {', '.join(sorted(job.unfit))}",
     )
 
 
@@ -364,12 +389,16 @@ def _move(now: float, team: _Team, leaving: frozenset[str], settings: Hysteresis
     joined = sorted(set(ranks) - set(job.ranks))
     left = sorted(set(job.ranks) - set(ranks))
     handed_back = leaving.intersection(left)
-    if not ranks:
+    if job.paused:
+        reason, message = reasons.PAUSED, f"paused: {', '.join(left)} left"
+    elif not ranks:
         reason, message = reasons.NO_WORKERS, f"no worker is left: {', '.join(left)} gone"
     elif joined and left:
         reason, message = reasons.WORKERS_CHANGED, f"{', '.join(joined)} joined, {', '.join(left)} left"
     elif joined:
         reason, message = reasons.WORKER_JOINED, f"{', '.join(joined)} joined"
+    elif left and job.unfit.issuperset(left):
+        reason, message = reasons.TRAINERS_KILLED, f"{', '.join(left)}: its trainers kept being killed; others go on"
     elif handed_back == set(left) and left:
         reason, message = reasons.WORKER_LEFT, f"{', '.join(left)} handed its ranks back"
     elif left:

@@ -47,6 +47,12 @@ class MasterSettings(RoleSettings):
     suspect_grace_seconds: float = pydantic.Field(
         1, ge=0, description="a worker whose long poll broke is lost after this unless it calls again"
     )
+    probe_seconds: float = pydantic.Field(
+        1,
+        gt=0,
+        description="a silent member is asked on another connection before it counts as lost; the longest wait for its"
+        " answer. A definite one (nobody listens there, another process does, it lives) settles it at once",
+    )
     lost_kept_seconds: float = pydantic.Field(
         300, ge=0, description="lost members stay in the lists for so long, for people to see"
     )
@@ -87,6 +93,12 @@ class MasterSettings(RoleSettings):
     snapshot_seconds: float = pydantic.Field(
         600, gt=0, description="deadline of one shard's final snapshot; a slow disk writes 10 GB in this time"
     )
+    snapshots_kept: int = pydantic.Field(
+        2, ge=1, description="newest snapshots kept of a live job: if one turns out to be damaged, there is one before"
+    )
+    ended_snapshots_seconds: float = pydantic.Field(
+        604_800, ge=0, description="the last snapshot of a cancelled or failed job is kept for so long, to resume from"
+    )
     snapshot_tries: int = pydantic.Field(
         5, ge=1, description="tries of the final snapshot before the job counts as failed"
     )
@@ -101,6 +113,16 @@ class MasterSettings(RoleSettings):
     )
     rate_window_seconds: float = pydantic.Field(
         5, gt=0, description="samples_per_second is measured over this much of the recent past"
+    )
+
+    members_limit: int = pydantic.Field(
+        10_000, ge=1, description="most workers and parameter servers in the lists; one more is told to come again"
+    )
+    spec_bytes_limit: int = pydantic.Field(
+        1 << 20, ge=1_000, description="longest job spec that is taken; real ones have a few kB"
+    )
+    streams_limit: int = pydantic.Field(
+        200, ge=1, description="most watches, followed logs and downloads at a time; one more is told to come again"
     )
 
     log_lines_kept: int = pydantic.Field(10_000, ge=1, description="newest log lines kept per job")

@@ -1,10 +1,12 @@
 """Server interceptors that count and time calls, under the names of go-grpc-prometheus.
 
 `grpc_server_started_total`, `grpc_server_handled_total` and `grpc_server_handling_seconds`, so that existing dashboards
-and alert rules fit. One interceptor for synchronous servers, one for grpc.aio.
+and alert rules fit. One interceptor for synchronous servers, one for grpc.aio. Every answer passes here, so here are
+also the crash points around acknowledgements.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any, TypeAlias
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from shoal.process.crashing import crash_point, is_wanted
 
 _LABELS = ["grpc_type", "grpc_service", "grpc_method"]
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -49,6 +53,7 @@ class _Method:
 
     metrics: GrpcServerMetrics
     labels: tuple[str, str, str]
+    name: str  # as in the names of crash points: complete_job
 
     def begin(self) -> float:
         self.metrics.started.labels(*self.labels).inc()
@@ -68,7 +73,11 @@ def _method_of(metrics: GrpcServerMetrics, handler: _Handler, path: str) -> _Met
     }
     service, _, method = path.lstrip("/").rpartition("/")
     kind = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
-    return _Method(metrics=metrics, labels=(kind, service, method))
+    return _Method(metrics=metrics, labels=(kind, service, method), name=_snake(method))
+
+
+def _snake(method: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
 
 
 def _code_name(code: object, *, otherwise: grpc.StatusCode) -> str:
@@ -119,6 +128,9 @@ class SyncMetricsInterceptor(grpc.ServerInterceptor):
                 try:
                     answer = behaviour(request, context)
                     otherwise = grpc.StatusCode.OK
+                    crash_point(f"{method.name}.before_acknowledgement")
+                    if is_wanted(acknowledged := f"{method.name}.acknowledged"):
+                        context.add_callback(lambda: crash_point(acknowledged))
                     return answer
                 finally:
                     method.end(begun, _code_name(_code_of(context), otherwise=otherwise))
@@ -166,6 +178,9 @@ class AioMetricsInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     answer = await behaviour(request, context)
                     otherwise = grpc.StatusCode.OK
+                    crash_point(f"{method.name}.before_acknowledgement")
+                    if is_wanted(acknowledged := f"{method.name}.acknowledged"):
+                        context.add_done_callback(lambda _: crash_point(acknowledged))
                     return answer
                 except asyncio.CancelledError:
                     otherwise = grpc.StatusCode.CANCELLED

@@ -1,5 +1,6 @@
 """A role's small HTTP endpoint: /metrics, /livez, /readyz."""
 
+import contextlib
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +52,10 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = _IDLE_SECONDS
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # who asked did not wait for the answer: no error of this role
+            super().handle()
 
     def do_GET(self) -> None:
         match self.path.split("?", 1)[0]:

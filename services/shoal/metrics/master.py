@@ -38,6 +38,17 @@ class MasterMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.fenced = Counter(
+            "shoal_incarnations_fenced_total",
+            "Incarnations of workers cut off on a parameter server, because they were lost or replaced.",
+            registry=registry,
+        )
+        self.probes = Counter(
+            "shoal_probes_total",
+            "Silent members asked on another connection, by finding (alive, gone, silent).",
+            ["finding"],
+            registry=registry,
+        )
         self.jobs = Gauge("shoal_jobs", "Live jobs by phase.", ["phase"], registry=registry)
         self.jobs_submitted = Counter("shoal_jobs_submitted_total", "Jobs accepted.", registry=registry)
         self.job_results = Counter(
@@ -76,6 +87,15 @@ class MasterMetrics:
             buckets=_JOB_SECONDS,
             registry=registry,
         )
+        self.snapshots = Counter(
+            "shoal_snapshots_total",
+            "Snapshots of running jobs, by outcome (committed, failed, missed: the version had passed).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.job_snapshot_step = Gauge(
+            "shoal_job_snapshot_step", "Step of the running job's newest snapshot.", ["job_id"], registry=registry
+        )
         self.decisions = Counter(
             "shoal_scheduling_decisions_total",
             "Decisions of the scheduler that changed something, by kind and reason.",
@@ -101,5 +121,11 @@ class MasterMetrics:
             gauge.remove_by_labels({"worker": worker_id})
 
     def forget_job(self, job_id: str) -> None:
-        for gauge in (self.job_loss, self.job_accuracy, self.job_step, self.job_samples_per_second):
+        for gauge in (
+            self.job_loss,
+            self.job_accuracy,
+            self.job_step,
+            self.job_samples_per_second,
+            self.job_snapshot_step,
+        ):
             gauge.remove_by_labels({"job_id": job_id})

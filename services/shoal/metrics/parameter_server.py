@@ -28,6 +28,12 @@ class ParameterServerMetrics:
         self.pushes_refused = Counter(
             "shoal_ps_pushes_refused_total", "Pushes refused, by reason.", ["reason"], registry=registry
         )
+        self.stale = Counter(
+            "shoal_ps_stale_callers_total",
+            "Callers refused because they are fenced off, by what (attempt, incarnation, master).",
+            ["what"],
+            registry=registry,
+        )
         self.pulls = Counter(
             "shoal_ps_pulls_total",
             "Pulls of weights answered, by transport and outcome (fresh, current).",
@@ -72,6 +78,13 @@ class ParameterServerMetrics:
             "shoal_ps_snapshot_seconds",
             "Time to write one snapshot durably.",
             buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300),
+            registry=registry,
+        )
+
+        self.snapshot_stall_seconds = Histogram(
+            "shoal_ps_snapshot_stall_seconds",
+            "Time for which training stood still while a share was copied for a snapshot.",
+            buckets=_SECONDS,
             registry=registry,
         )
 

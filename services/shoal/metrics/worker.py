@@ -45,6 +45,15 @@ class WorkerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.trainer_hangs = Counter(
+            "shoal_worker_trainer_hangs_total", "Trainers killed because they gave no sign of life.", registry=registry
+        )
+        self.fenced = Counter(
+            "shoal_worker_fenced_total",
+            "Times that this worker was told it is fenced off, by what (attempt, incarnation).",
+            ["what"],
+            registry=registry,
+        )
         self.registrations = Counter(
             "shoal_worker_registrations_total", "Times this worker registered with a master.", registry=registry
         )

@@ -1,5 +1,6 @@
 """The table of model families. Adding one: a file beside this one, and its config in `ModelSpec`."""
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -26,12 +27,16 @@ MODEL_TYPES: tuple[str, ...] = tuple(
 )
 
 
-def build_model(config: ModelConfig, *, input_shape: tuple[int, ...], classes: int, seed: int) -> "nn.Module":
+def build_model(
+    config: ModelConfig, *, input_shape: tuple[int, ...], classes: int, seed: int, outline: bool = False
+) -> "nn.Module":
     """Builds a model of float32 parameters that are a function of (config, shapes, seed, torch build).
 
     `input_shape` and `classes` are the dataset's, `seed` is the job's. A config's own `input_shape` may view the same
     elements differently, such as (1, 28, 28) for a table of 784 columns: the model then reshapes what it is given.
-    torch's global generator is left as it was. Raises InvalidInput if the config contradicts the dataset.
+    torch's global generator is left as it was. With `outline` the tensors have shapes and no values (torch's meta
+    device), for whoever has the values already: to draw 125 million of them takes a second. Raises InvalidInput if the
+    config contradicts the dataset.
     """
     import torch
 
@@ -44,7 +49,7 @@ def build_model(config: ModelConfig, *, input_shape: tuple[int, ...], classes: i
         raise InvalidInput(
             f"model.input_shape: {shape} given, but the dataset's samples are {input_shape}", field="model.input_shape"
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("meta") if outline else contextlib.nullcontext():
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         model = config.build(input_shape=shape, classes=classes)
     if shape != input_shape:

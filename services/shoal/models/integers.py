@@ -16,9 +16,24 @@ class IntegerLayout:
 
     def __init__(self, model: nn.Module) -> None:
         self._entries = [
-            (name, tuple(buffer.shape), buffer.detach().cpu().numpy().dtype) for name, buffer in integer_buffers(model)
+            (name, tuple(buffer.shape), torch.empty(0, dtype=buffer.dtype).numpy().dtype)
+            for name, buffer in integer_buffers(model)
         ]
         self.size = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in self._entries)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(name for name, _, _ in self._entries)
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> bytes:
+        """The byte string of tensors by name. Raises KeyError for one that is missing or has another form."""
+        packed: list[bytes] = []
+        for name, shape, dtype in self._entries:
+            array = tensors[name].numpy()
+            if (array.shape, array.dtype) != (shape, dtype):
+                raise KeyError(name)
+            packed.append(array.tobytes())
+        return b"".join(packed)
 
     def capture(self, model: nn.Module) -> bytes:
         """The values as they are now."""

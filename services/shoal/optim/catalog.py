@@ -207,3 +207,18 @@ OptimizerSpec = Annotated[
 def needs_whole_layers(config: OptimizerConfig) -> bool:
     """Must each layer lie whole on one shard (`core.layout.partition(whole=True)`)?"""
     return config.whole_layers
+
+
+def slots_of(config: OptimizerConfig) -> int:
+    """How many numbers the rule keeps for each element that it trains, at most."""
+    match config:
+        case Sgd():
+            return int(config.momentum > 0)
+        case Adagrad() | Adafactor() | Asgd():  # Adafactor's are fewer, but for vectors
+            return 1
+        case Adam() | AdamW():
+            return 2 + config.amsgrad
+        case RMSprop():
+            return 1 + (config.momentum > 0) + config.centered
+        case _:  # Muon's are one for matrices and AdamW's two for the rest
+            return 2

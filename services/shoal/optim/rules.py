@@ -3,9 +3,13 @@
 Where torch has a fused CPU kernel it is used: one pass over memory. Elsewhere `foreach=False`: one tensor after the
 other. Both treat each tensor by itself; what is left that could move a bit is a kernel's boundary between its vector
 body and its scalar tail, and the layout's pages keep that in place.
+
+torch.optim wraps methods for torch.compile, and a wrapper's first call imports the compiler: more than a second and
+70 MB. Nothing is compiled here, so what they wrap is called instead, with gradients off as they have it.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +19,15 @@ from torch.optim import Optimizer
 
 from shoal.core.errors import InvalidInput
 from shoal.optim.config import OptimizerConfig
+
+_ADD = inspect.unwrap(Optimizer.add_param_group)
+setattr(_ADD, "__dynamo_disable", _ADD)  # where torch keeps what it calls instead, once the compiler has wrapped it
+
+
+@torch.no_grad()
+def step(optimizer: Optimizer) -> None:
+    """One update of every parameter that has a gradient."""
+    inspect.unwrap(type(optimizer).step)(optimizer)
 
 
 class MuonAndAdamW(Optimizer):
@@ -36,7 +49,7 @@ class MuonAndAdamW(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """One update of every parameter that has a gradient."""
         for rule in self._rules:
-            rule.step()
+            step(rule)
 
 
 class _Rule(NamedTuple):
@@ -105,12 +118,26 @@ class AlternatingOptimizer:
                 grads = [gradient if i in first else None for i, gradient in enumerate(grads)]
         self._step(version, grads, learning_rate)
 
+    @property
+    def states(self) -> tuple[Mapping[str, Tensor], ...]:
+        """The state itself, not a copy, by parameter and torch's own key: momentum, moments, step counters."""
+        optimizer, parameters = self._sides[0]
+        return tuple(optimizer.state[parameter] for parameter in parameters)
+
+    def restore(self, states: Sequence[Mapping[str, Tensor]], *, fresh: Collection[int]) -> None:
+        """Takes over the states of a run that was interrupted, and which parameters had had no update yet."""
+        for mine, taken in zip(self.states, states, strict=True):
+            assert isinstance(mine, dict)
+            mine.clear()
+            mine.update(taken)
+        self._fresh = set(fresh)
+
     def _step(self, version: int, grads: Sequence[Tensor | None], learning_rate: float) -> None:
         optimizer, parameters = self._sides[(version + 1) % 2]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         for parameter, gradient in zip(parameters, grads, strict=True):
             parameter.grad = gradient
-        optimizer.step()
+        step(optimizer)
         for parameter in parameters:  # the gradients' memory is the caller's: keep no hold of it
             parameter.grad = None

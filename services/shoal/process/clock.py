@@ -20,6 +20,16 @@ class SystemClock:
         return time.time()
 
 
+def awake_or_asleep_seconds() -> float:
+    """For the time since something: unlike the monotonic clock, it goes on while the machine is suspended.
+
+    Whoever must not act on what it heard too long ago asks this one: after a night's sleep the monotonic clock says
+    that the lease has just been renewed. Whoever waits for others asks the monotonic one, so that its own sleep is not
+    taken for their silence.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class FakeClock:
     """Stands still until it is told to move."""
 

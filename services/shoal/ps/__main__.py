@@ -3,7 +3,7 @@
 import sys
 
 from shoal.process.allocator import keep_freed_memory
-from shoal.process.lifetime import die_with_parent, end_at_sigterm
+from shoal.process.lifetime import die_with_parent, end_at_sigterm, end_now, loading
 
 
 def main() -> None:
@@ -18,11 +18,13 @@ def main() -> None:
     try:
         settings = PsSettings.load(sys.argv[1:])
         configure_logs(log_format=settings.log_format, level=settings.log_level, role="ps")
-        from shoal.ps.app import run
+        with loading():
+            from shoal.ps.app import run
 
         run(settings)
     except ShoalError as error:
         fail(error)
+    end_now(0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from concurrent import futures
 import grpc
 import structlog
 import torch
-import torch._dynamo  # torch.optim imports it at its first use, for a second: before this process is ready, not after
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shoal.core.errors import Unavailable
@@ -21,14 +20,16 @@ from shoal.ps.membership import Membership
 from shoal.ps.servicer import ParameterServerServicer, ShardServicer
 from shoal.ps.settings import PsSettings
 from shoal.ps.shares import Shares
-from shoal.ps.snapshot import SnapshotFolder
+from shoal.ps.snapshot import Snapshots
+from shoal.ps.targets.opening import open_target
+from shoal.wire.epochs import MasterEpochs
 from shoal.wire.exchange.grpc_stream import GrpcExchangeServer
 from shoal.wire.exchange.memory import CAN_SHARE
 from shoal.wire.exchange.shared_memory import SharedMemoryServer
 from shoal.wire.options import UNARY_LIMIT_BYTES, server_options
 from shoal.wire.v1 import parameter_server_pb2_grpc, shard_pb2_grpc
 
-_STOP_SECONDS = 2.0
+_STOP_SECONDS = 0.5  # for calls in flight: the shares are gone by then, and a download goes on elsewhere
 
 
 class ParameterServer:
@@ -39,9 +40,12 @@ class ParameterServer:
         self._log = structlog.get_logger()
         registry = new_registry()
         metrics = ParameterServerMetrics(registry)
-        self.shares = Shares(metrics=metrics)
-        snapshots = SnapshotFolder(settings.data_dir, metrics=metrics)
+        self._snapshots = Snapshots(open_target(settings.snapshot_target, data_dir=settings.data_dir), metrics=metrics)
+        if left := self._snapshots.clean():
+            self._log.info("half_written_snapshots_removed", files=left)
+        self.shares = Shares(snapshots=self._snapshots, metrics=metrics, memory_bytes=settings.memory_bytes)
         self.incarnation = new_incarnation()
+        epochs = MasterEpochs()
         self._shared_memory = SharedMemoryServer(self.shares) if settings.shared_memory and CAN_SHARE else None
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=settings.max_streams, thread_name_prefix="grpc"),
@@ -57,7 +61,7 @@ class ParameterServer:
             self._server,
         )
         shard_pb2_grpc.add_ShardServiceServicer_to_server(
-            ShardServicer(shares=self.shares, snapshots=snapshots), self._server
+            ShardServicer(shares=self.shares, snapshots=self._snapshots, epochs=epochs, metrics=metrics), self._server
         )
         self._server.add_generic_rpc_handlers((GrpcExchangeServer(self.shares).handler,))
         self._health = health.HealthServicer()
@@ -86,6 +90,7 @@ class ParameterServer:
             metrics_port=self.metrics_port,
             heartbeat_seconds=settings.heartbeat_seconds,
             job_ids=self.shares.job_ids,
+            epochs=epochs,
         )
         self._log.info("serving", port=self.port, metrics_port=self.metrics_port)
         if settings.ready_file:
@@ -103,6 +108,8 @@ class ParameterServer:
         return None
 
     def close(self) -> None:
+        """A snapshot that is just being written is given up: the job goes on from the one before."""
+        self._snapshots.stop()
         if self._membership is not None:
             self._membership.close()
         for job_id in self.shares.job_ids():

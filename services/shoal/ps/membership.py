@@ -1,5 +1,6 @@
 """Keeps a parameter server known to the master: registration, heartbeats, registration again when forgotten."""
 
+import random
 import threading
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import structlog
 from shoal.core.errors import DeadlineExceeded, ShoalError, Unavailable
 from shoal.process.load import LoadMeter
 from shoal.process.threads import start_thread
+from shoal.wire.epochs import MasterEpochs
 from shoal.wire.options import open_channel
 from shoal.wire.status import raised_from_call
 from shoal.wire.v1 import master_pb2, master_pb2_grpc
@@ -15,7 +17,7 @@ from shoal.wire.v1 import master_pb2, master_pb2_grpc
 _CALL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0  # for the last word: nobody waits long for a master that does not hear it
 _RETRY_SECONDS = 0.2  # first wait; doubles
-_RETRY_LIMIT_SECONDS = 3.0
+_RETRY_LIMIT_SECONDS = 1.0
 
 
 class Membership:
@@ -32,6 +34,7 @@ class Membership:
         metrics_port: int,
         heartbeat_seconds: float,
         job_ids: Callable[[], tuple[str, ...]],
+        epochs: MasterEpochs,
     ) -> None:
         self._channel = open_channel(master)
         self._stub = master_pb2_grpc.MasterServiceStub(self._channel)
@@ -45,6 +48,7 @@ class Membership:
         )
         self._heartbeat_seconds = heartbeat_seconds
         self._job_ids = job_ids
+        self._epochs = epochs
         self._load = LoadMeter()
         self._stopping = threading.Event()
         self.registered = threading.Event()
@@ -78,7 +82,7 @@ class Membership:
                 if str(error) != told:
                     self._log.warning("master_unreachable", error=str(error))
                     told = str(error)
-                self._stopping.wait(retry)
+                self._stopping.wait(retry * random.uniform(0.5, 1.0))  # so that not all call at one moment
                 retry = min(retry * 2, _RETRY_LIMIT_SECONDS)
             except ShoalError as error:
                 self._log.error("master_refused", error=str(error))
@@ -86,6 +90,7 @@ class Membership:
 
     def _register(self) -> None:
         answer = self._stub.RegisterWorker(self._registration, timeout=_CALL_SECONDS)
+        self._epochs.check(answer.master_epoch)
         if not answer.success:
             raise Unavailable(answer.message)
         self._registration.worker_id = answer.assigned_worker_id
@@ -113,5 +118,6 @@ class Membership:
             ),
             timeout=timeout,
         )
+        self._epochs.check(answer.master_epoch)
         if not answer.success:
             self.registered.clear()

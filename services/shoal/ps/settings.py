@@ -23,6 +23,17 @@ class PsSettings(RoleSettings):
     data_dir: Path = pydantic.Field(
         default_factory=lambda: Path(tempfile.gettempdir()) / "shoal-ps", description="folder of snapshots"
     )
+    snapshot_target: str = pydantic.Field(
+        "",
+        description="where snapshots are kept: a folder, or a URL that fsspec knows and all servers share, such as"
+        " s3://BUCKET/PREFIX (needs shoal[s3]); default: data_dir",
+    )
+    memory_bytes: int = pydantic.Field(
+        0,
+        ge=0,
+        description="most that all jobs' weights (two versions) and optimizer state may take here; a job that needs"
+        " more is refused. 0: what the container or the machine has free when the job comes",
+    )
     shared_memory: bool = pydantic.Field(True, description="offer shared memory to trainers on this host")
     max_streams: int = pydantic.Field(
         256, ge=1, description="threads for calls and streams: one per attached trainer, plus a few"

@@ -4,7 +4,9 @@ import math
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +17,17 @@ from torch import Tensor
 
 from shoal.consistency import single_writer, sync
 from shoal.consistency.verdict import Outcome
-from shoal.core.errors import Corrupt, InvalidInput, NotFound, Refused, Stale, TrainingFailed
+from shoal.core.errors import (
+    Corrupt,
+    FencedOff,
+    InvalidInput,
+    Missed,
+    NotFound,
+    Refused,
+    Stale,
+    TrainingFailed,
+    Unavailable,
+)
 from shoal.core.facts import DatasetFacts
 from shoal.core.layout import Layout, Slice, flatten, partition
 from shoal.core.plan import Plan
@@ -26,12 +38,14 @@ from shoal.metrics.parameter_server import ParameterServerMetrics
 from shoal.models.catalog import build_model
 from shoal.models.integers import IntegerLayout
 from shoal.models.state import layers_of
-from shoal.optim.catalog import needs_whole_layers
+from shoal.optim.catalog import needs_whole_layers, slots_of
 from shoal.optim.clipping import clip_scale
 from shoal.optim.schedules import factor
+from shoal.process.crashing import crash_point
+from shoal.ps.initial import InitialWeights
 from shoal.ps.reduction import Reduction
-from shoal.ps.snapshot import Capture, Part
-from shoal.ps.weights import Weights, is_finite
+from shoal.ps.snapshot import Capture, Continuation, EvaluationResult, Part
+from shoal.ps.weights import Room, Weights, is_finite
 from shoal.wire.exchange.base import Session
 from shoal.wire.exchange.frames import Frame, Kind
 from shoal.wire.exchange.memory import ELEMENT_BYTES, FloatArray
@@ -65,14 +79,6 @@ def _add_heldout(left: _HeldOut, right: _HeldOut) -> _HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationResult:
-    version: int
-    correct: int
-    samples: int
-    loss: float  # mean
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ShareProgress:
     attempt: int
     version: int  # up to which this report tells
@@ -94,6 +100,18 @@ class SlicePush:
     version: int
 
 
+@dataclass(kw_only=True, slots=True)
+class _Due:
+    """A copy that is to be taken when the share has committed `version`."""
+
+    version: int
+    room: Room
+    missing: set[str]  # layers that have not come there
+    integers: bytes = b""
+    last_loss: float = math.nan
+    evaluations: tuple[EvaluationResult, ...] = ()
+
+
 class Share:
     """Decides who may change the weights and when, and tells everybody. Thread-safe.
 
@@ -102,10 +120,27 @@ class Share:
     """
 
     def __init__(
-        self, *, job_id: str, attempt: int, spec_json: str, index: int, shards: int, metrics: ParameterServerMetrics
+        self,
+        *,
+        job_id: str,
+        attempt: int,
+        spec_json: str,
+        index: int,
+        shards: int,
+        metrics: ParameterServerMetrics,
+        restored: Capture | None = None,
+        initial: InitialWeights | None = None,
+        reserve: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Begins at version 0, with `initial` weights if given, or goes on from `restored`. Raises InvalidInput for a
+        spec that makes no model, Corrupt for a snapshot of another model. `reserve` is told how many bytes the weights
+        and the optimizer's state will take, before they do, and may refuse.
+        """
+        self._reserve = reserve
         self.job_id = job_id
         self.attempt = attempt
+        self.made_in_attempt = attempt
+        self.newest_call = (0, 0)  # of the master that asked for this share: its epoch, its count
         self.spec_json = spec_json
         self.index = index
         self.shards = shards
@@ -116,17 +151,31 @@ class Share:
         self._log = structlog.get_logger().bind(job_id=job_id)
         self._changed = threading.Condition(threading.RLock())
         self._sessions: set[Session] = set()
+        self._fenced: set[str] = set()  # incarnations that the master has counted as dead
         self._dropped = ""
         self._failure = ""
         # Known once the model is (`_build`):
         self._layout: Layout | None = None
         self._plan: Plan | None = None
-        self._losses: list[float] = []
+        self._losses = array("d")  # of every step; on the lead shard only
+        self._last_loss = math.nan
         self._evaluations: dict[int, EvaluationResult] = {}
         self._heldout: dict[int, Reduction[_HeldOut]] = {}
         self.version = 0
         self.touched = 0
-        if self.spec.trainers == "external":
+        self._initial = initial
+        self._snapshot_runs = False
+        self._due: _Due | None = None
+        if restored is not None:
+            with self._changed:
+                self._build(restored.facts, has_weights=True)
+                try:
+                    self._continue(restored)
+                except Corrupt:
+                    self._metrics.weight_bytes.dec(self._weights.size)
+                    self._metrics.forget_job(job_id)
+                    raise
+        elif self.spec.trainers == "external":
             self.register(None)
 
     # -- the model ------------------------------------------------------------------------------------------------
@@ -134,12 +183,12 @@ class Share:
     def register(self, facts: DatasetFacts | None) -> None:
         """The first trainer says what the dataset is, and the share comes into being; the others must agree.
 
-        Raises InvalidInput, or NotFound if the share has been dropped meanwhile.
+        Raises InvalidInput, Exhausted if there is no memory for it, or NotFound if it has been dropped meanwhile.
         """
         with self._changed:
             self.check_attempt(0)
             if self._layout is None:
-                self._build(facts)
+                self._build(facts, has_weights=self._initial is not None)
             elif facts is not None and facts != self.facts:
                 raise InvalidInput(
                     "this worker's dataset is not the one that the job's other workers see:"
@@ -147,7 +196,7 @@ class Share:
                     field="data.source",
                 )
 
-    def _build(self, facts: DatasetFacts | None) -> None:
+    def _build(self, facts: DatasetFacts | None, *, has_weights: bool) -> None:
         spec = self.spec
         input_shape = facts.input_shape if facts else spec.model.input_shape
         classes = facts.classes if facts else spec.model.classes
@@ -156,7 +205,9 @@ class Share:
                 "a job with external trainers has no dataset here: give model.input_shape and model.classes",
                 field="model.input_shape",
             )
-        model = build_model(spec.model, input_shape=input_shape, classes=classes, seed=spec.training.seed)
+        model = build_model(
+            spec.model, input_shape=input_shape, classes=classes, seed=spec.training.seed, outline=has_weights
+        )
         parameters, buffers = layers_of(model)
         assert spec.optimizer is not None
         layers = flatten(parameters=parameters, buffers=buffers)
@@ -164,9 +215,10 @@ class Share:
         self.held = layout.shares[self.index]
         self.length = self.held.length
         self.is_lead = bool(layout.active) and layout.active[0].index == self.index
+        self._reserve(ELEMENT_BYTES * self.length * (2 + slots_of(spec.optimizer)))
         self._weights = Weights(model=model, held=self.held, optimizer=spec.optimizer)
         self._integer_layout = IntegerLayout(model)
-        self._integers = self._integer_layout.capture(model)
+        self._integers = bytes(self._integer_layout.size) if has_weights else self._integer_layout.capture(model)
         if facts is not None:
             self._plan = spec.plan(facts)
         self._total_steps = self._plan.total_steps if self._plan else (spec.training.steps or 0)
@@ -177,6 +229,11 @@ class Share:
         self._start_reduction()
         self._non_finite = 0
         self._awaiting_norm: _Contribution | None = None
+        if self._initial is not None:
+            values, self._integers = self._initial.read(
+                pieces=self.held.slices, layers=layout.layers, integers=self._integer_layout
+            )
+            self._weights.load(values)
         self._layout = layout
         self._metrics.weight_bytes.inc(self._weights.size)
         self._version_metric = self._metrics.version.labels(self.job_id)
@@ -189,6 +246,11 @@ class Share:
         if self._layout is None:
             raise Refused(f"job {self.job_id}: no worker has registered here yet")
         return self._layout
+
+    @property
+    def started(self) -> bool:
+        """Is the model built?"""
+        return self._layout is not None
 
     @property
     def weight_bytes(self) -> int:
@@ -205,6 +267,7 @@ class Share:
     def attach(self, session: Session) -> None:
         with self._changed:
             self.check_attempt(session.hello.attempt)
+            self.check_incarnation(session.hello.incarnation)
             if self.spec.trainers == "external":
                 raise Refused(f"job {self.job_id} is trained by an external client: use the unary calls")
             self._sessions.add(session)
@@ -240,12 +303,14 @@ class Share:
 
     def version_frame(self) -> Frame:
         with self._changed:
-            loss = self._losses[-1] if self._losses else math.nan
-            return Frame(Kind.VERSION, attempt=self.attempt, step=self.version, value=loss, payload=self._integers)
+            return Frame(
+                Kind.VERSION, attempt=self.attempt, step=self.version, value=self._last_loss, payload=self._integers
+            )
 
     def receive(self, session: Session, frame: Frame) -> None:
         with self._changed:
             self.check_attempt(frame.attempt)
+            self.check_incarnation(session.hello.incarnation)
             match frame.kind:
                 case Kind.PUSHED:
                     self._receive_push(session, frame)
@@ -335,18 +400,25 @@ class Share:
         self._apply(total)
 
     def _apply(self, total: _Contribution) -> None:
+        crash_point("update.before_apply")
         began = time.perf_counter()
         version = self.version
         self.touched = version + 1
         self._weights.advance(version, total.gradient, self._learning_rate(version))
         self._integers = total.integers
-        self._losses.append(total.loss)
+        self._last_loss = total.loss
+        if self.is_lead:
+            self._losses.append(total.loss)
         self.version = version + 1
         self._start_reduction()
         self._heldout = {at: sums for at, sums in self._heldout.items() if at > version}
+        crash_point("update.applied")
         for session in list(self._sessions):
             session.version_changed()
+        crash_point("update.acknowledged")
         self._count_update(time.perf_counter() - began)
+        if self._due is not None:
+            self._copy_what_is_due()
         self._changed.notify_all()
 
     def _count_update(self, seconds: float) -> None:
@@ -439,6 +511,8 @@ class Share:
             self.layer_versions[layer_name] = held + 1
             self.version = self.touched = min(self.layer_versions.values())
             self._count_update(time.perf_counter() - updating)
+            if self._due is not None:
+                self._copy_what_is_due(piece)
             self._changed.notify_all()
             self._figures["unary"].pushed(len(data), time.perf_counter() - began)
             return SlicePush(applied=True, reason="applied", version=held + 1)
@@ -486,11 +560,38 @@ class Share:
                 self._awaiting_norm = None
                 self._heldout.clear()
                 self._start_reduction()
+            self._due = None
             self._end_sessions(f"attempt {attempt} of job {self.job_id} has begun")
+            self._changed.notify_all()
+
+    def fence_off(self, *, attempt: int, incarnations: Collection[str], worker_ids: Collection[str]) -> int:
+        """Lets nothing of these incarnations count any more; returns how many of their links have been cut.
+
+        What they have pushed stays: a unit is the same, whoever computed it. `worker_ids` stand for the incarnations
+        that are attached under these names.
+        """
+        with self._changed:
+            self.check_attempt(attempt)
+            named = {session.hello.incarnation for session in self._sessions if session.hello.worker_id in worker_ids}
+            self._fenced |= (named | set(incarnations)) - {""}
+            cut = [session for session in self._sessions if session.hello.incarnation in self._fenced]
+            for session in cut:
+                reason = _fenced_off(session.hello.incarnation, self.job_id)
+                session.send(Frame(Kind.FENCED, attempt=self.attempt, correct=1, payload=reason.encode()))
+                self.detach(session)
+                session.end()
+            return len(cut)
+
+    def check_incarnation(self, incarnation: str) -> None:
+        """Raises FencedOff."""
+        if incarnation in self._fenced:
+            self._metrics.stale.labels("incarnation").inc()
+            raise FencedOff(_fenced_off(incarnation, self.job_id))
 
     def drop(self, reason: str) -> None:
         with self._changed:
             self._dropped = reason
+            self._due = None
             self._end_sessions(reason)
             self._changed.notify_all()
 
@@ -527,26 +628,163 @@ class Share:
                 failure=self._failure,
             )
 
-    def capture(self) -> Capture:
-        """A copy of the share's slices at the current version, with what is needed to put the model together."""
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def snapshot_turn(self, gone: Callable[[], bool]) -> Iterator[None]:
+        """Around the taking and writing of one snapshot: the next one waits, so that there is one copy at a time.
+
+        `gone` says that nobody waits for it any more; whoever makes it true calls `wake`. Raises Unavailable then.
+        """
         with self._changed:
-            tensors: dict[str, Tensor] = {}
-            parts: list[Part] = []
-            for piece in self.layout.shares[self.index].slices:
-                name = piece.layer.name
-                tensors[name] = self._weights.slice_at(piece, self.layer_version(name)).clone()
-                parts.append(Part(name=name, shape=piece.layer.shape, first=piece.first, last=piece.last))
-            if self.is_lead:
-                for name, tensor in self._integer_layout.tensors(self._integers).items():
-                    tensors[name] = tensor
-                    parts.append(Part(name=name, shape=tuple(tensor.shape)))
-            return Capture(tensors=tensors, parts=tuple(parts), facts=self.facts, version=self.version)
+            self._changed.wait_for(lambda: not self._snapshot_runs or self._dropped or gone())
+            self._check_waiter(gone)
+            self._snapshot_runs = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._snapshot_runs = False
+                self._changed.notify_all()
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def active_shards(self) -> int:
+        """How many hold a part of the model; 0 before it is known."""
+        return len(self._layout.active) if self._layout is not None else 0
+
+    @property
+    def holds_nothing(self) -> bool:
+        """More shards than pages: no trainer ever registers with the last ones. Or none has yet."""
+        return self._layout is None or self.length == 0
+
+    def capture(self) -> Capture:
+        """The model's part at the current version, with what is needed to put the model together."""
+        with self._changed:
+            flat = torch.cat([self._weights.slice_at(p, self.layer_version(p.layer.name)) for p in self.held.slices])
+            return self._model_part(flat, [0, *np.cumsum([p.elements for p in self.held.slices])], self.version)
+
+    def capture_at(self, version: int, *, attempt: int, gone: Callable[[], bool]) -> Capture:
+        """A copy of everything that the future depends on at exactly this version, taken as soon as it is committed:
+        training stands still for one memcpy, and no longer. To be called in a `snapshot_turn`.
+
+        Raises Missed if the share has come there before the copy was prepared, Stale or NotFound if the attempt or
+        the share ends meanwhile, Unavailable if the caller is gone.
+        """
+        with self._changed:
+            self.check_attempt(attempt)
+            self._check_not_passed(version)
+            make_room = self._weights.room()
+        room = make_room()
+        with self._changed:
+            self.check_attempt(attempt)
+            self._check_not_passed(version)
+            due = self._due = _Due(version=version, room=room, missing=set(self.layer_versions))
+            try:
+                self._changed.wait_for(lambda: self._due is not due or self._failure or gone())
+                if due.missing:
+                    self.check_attempt(attempt)
+                    self._check_waiter(gone)
+            finally:
+                if self._due is due:
+                    self._due = None
+        return self._captured(due)
+
+    def _check_not_passed(self, version: int) -> None:
+        reached = max(self.layer_versions.values()) if self.spec.trainers == "external" else self.version
+        if reached >= version:
+            raise Missed(f"job {self.job_id} has come to version {reached} already: {version} cannot be copied")
+
+    def _check_waiter(self, gone: Callable[[], bool]) -> None:
+        if self._dropped:
+            raise NotFound(f"job {self.job_id} is no longer here: {self._dropped}")
+        if gone():
+            raise Unavailable(f"the master that asked for a snapshot of job {self.job_id} is gone")
+
+    def _copy_what_is_due(self, piece: Slice | None = None) -> None:
+        """After a commit: of the whole share, or of one slice where clients push layer by layer."""
+        due = self._due
+        assert due is not None
+        began = time.perf_counter()
+        if piece is None:
+            if self.version != due.version:
+                return
+            self._weights.copy_into(due.room, due.version)
+            due.missing.clear()
+        elif self.layer_versions[piece.layer.name] == due.version:
+            self._weights.copy_slice_into(due.room, piece, due.version)
+            due.missing.discard(piece.layer.name)
+        if not due.missing:
+            due.integers, due.last_loss = self._integers, self._last_loss
+            due.evaluations = tuple(self._evaluations.values())
+            self._due = None
+        self._metrics.snapshot_stall_seconds.observe(time.perf_counter() - began)
+
+    def _captured(self, due: _Due) -> Capture:
+        model = self._model_part(due.room.flat, [piece.offset for piece in self.held.slices], due.version, due.integers)
+        return Capture(
+            tensors=model.tensors,
+            parts=model.parts,
+            facts=model.facts,
+            version=due.version,
+            continuation=Continuation(
+                shard=self.index,
+                shards=self.shards,
+                optimizer=self._weights.optimizer_of(due.room),
+                integers=due.integers,
+                last_loss=due.last_loss,
+                losses=self._losses[: due.version],  # what has been appended stays as it is
+                evaluations=due.evaluations,
+            ),
+        )
+
+    def _model_part(self, flat: Tensor, offsets: Sequence[int], version: int, integers: bytes | None = None) -> Capture:
+        """`offsets[i]` is where slice i lies in `flat`."""
+        tensors: dict[str, Tensor] = {}
+        parts: list[Part] = []
+        for piece, offset in zip(self.held.slices, offsets, strict=False):
+            name = piece.layer.name
+            tensors[name] = flat[offset : offset + piece.elements]
+            parts.append(Part(name=name, shape=piece.layer.shape, first=piece.first, last=piece.last))
+        if self.is_lead:
+            for name, tensor in self._integer_layout.tensors(self._integers if integers is None else integers).items():
+                tensors[name] = tensor
+                parts.append(Part(name=name, shape=tuple(tensor.shape)))
+        return Capture(tensors=tensors, parts=tuple(parts), facts=self.facts, version=version)
+
+    def _continue(self, restored: Capture) -> None:
+        """Takes a snapshot's state. Raises Corrupt for one of another share or model."""
+        own = restored.continuation
+        assert own is not None
+        what = f"the snapshot at version {restored.version} of job {self.job_id}"
+        expected = {(piece.layer.name, piece.layer.shape, piece.first, piece.last) for piece in self.held.slices}
+        have = {(part.name, part.shape, part.first, part.last) for part in restored.parts if part.last is not None}
+        if (own.shard, own.shards) != (self.index, self.shards) or have != expected:
+            raise Corrupt(f"{what} is that of shard {own.shard} of {own.shards}, or of another model")
+        if len(own.integers) != len(self._integers):
+            raise Corrupt(f"{what} has {len(own.integers)} bytes of integer buffers, not {len(self._integers)}")
+        if self.is_lead and self.spec.trainers == "internal" and len(own.losses) != restored.version:
+            raise Corrupt(f"{what} tells of {len(own.losses)} losses")
+        self._weights.load(restored.tensors)
+        fresh = self.layer_versions if restored.version == 0 else ()
+        self._weights.load_optimizer(own.optimizer, fresh=fresh)
+        self._integers = own.integers
+        self._losses, self._last_loss = own.losses, own.last_loss
+        self._evaluations = {result.version: result for result in own.evaluations}
+        self.layer_versions = dict.fromkeys(self.held.by_name, restored.version)
+        self.version = self.touched = restored.version
+        self._version_metric.set(self.version)
+        self._log.info("share_restored", shard=self.index, version=self.version)
 
     def check_attempt(self, attempt: int) -> None:
         """0 is a client without attempts. Raises NotFound, Stale or TrainingFailed."""
         if self._dropped:
             raise NotFound(f"job {self.job_id} is no longer here: {self._dropped}")
         if attempt not in (0, self.attempt):
+            self._metrics.stale.labels("attempt").inc()
             raise Stale(f"attempt {attempt} of job {self.job_id} is over: {self.attempt} runs")
         if self._failure:
             raise TrainingFailed(self._failure)
@@ -567,6 +805,10 @@ def _evaluation_frame(attempt: int, result: EvaluationResult) -> Frame:
         correct=result.correct,
         samples=result.samples,
     )
+
+
+def _fenced_off(incarnation: str, job_id: str) -> str:
+    return f"incarnation {incarnation} has been counted as dead: nothing of it counts for job {job_id} any more"
 
 
 def _difference(one: DatasetFacts, other: DatasetFacts | None) -> str:

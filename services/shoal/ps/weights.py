@@ -7,6 +7,7 @@ until v + 2 is made (the replay window). Not thread-safe: `share.py` holds a loc
 import math
 import os
 import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,21 @@ from shoal.optim.rules import AlternatingOptimizer
 from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace, FloatArray, create_shared
 
 
+class Room:
+    """Memory for a copy of a shard's weights and optimizer state: touched, so that filling it is a memcpy."""
+
+    def __init__(self, elements: int, states: Sequence[Mapping[str, tuple[torch.Size, torch.dtype]]]) -> None:
+        self.flat = torch.empty(elements).zero_()
+        self.states = [
+            {key: torch.empty(shape, dtype=dtype).zero_() for key, (shape, dtype) in state.items()} for state in states
+        ]
+
+
 class Weights:
-    """`flat[p]` and `arrays[p]` are the buffer of versions with parity p, float32 [held.length], in shared memory."""
+    """`flat[p]` and `arrays[p]` are the buffer of versions with parity p, float32 [held.length], in shared memory.
+
+    They begin with the model's values, or with zeros to be loaded over if it is an outline.
+    """
 
     def __init__(self, *, model: nn.Module, held: Range, optimizer: OptimizerConfig) -> None:
         self.held = held
@@ -32,9 +46,8 @@ class Weights:
         self.arrays = (self._map(0), self._map(1))
         self.flat = (torch.from_numpy(self.arrays[0]), torch.from_numpy(self.arrays[1]))
         state = model.state_dict()
-        for piece in held.slices:
-            self.flat[0][_where(piece)].copy_(state[piece.layer.name].reshape(-1)[piece.first : piece.last])
-        self.flat[1].copy_(self.flat[0])
+        if not any(tensor.is_meta for tensor in state.values()):
+            self.load({p.layer.name: state[p.layer.name].reshape(-1)[p.first : p.last] for p in held.slices})
         self._trained = [piece for piece in held.slices if piece.layer.kind is LayerKind.PARAMETER]
         self._statistics = [piece for piece in held.slices if piece.layer.kind is LayerKind.BUFFER]
         # Parameters come first in the flat vector; what is behind this is statistics.
@@ -73,6 +86,46 @@ class Weights:
         """A view, float32 [piece.elements]."""
         return self.flat[version % 2][_where(piece)]
 
+    def room(self) -> Callable[[], Room]:
+        """Makes room for a copy of what there is now; to be called where nobody waits, for it touches all memory."""
+        states = [{key: (tensor.shape, tensor.dtype) for key, tensor in state.items()} for state in self._states]
+        return lambda: Room(self.held.length, states)
+
+    def copy_into(self, room: Room, version: int) -> None:
+        """The whole shard, which is at this version."""
+        room.flat.copy_(self.flat[version % 2])
+        for state, into in zip(self._states, room.states, strict=True):
+            _copy_state(state, into)
+
+    def copy_slice_into(self, room: Room, piece: Slice, version: int) -> None:
+        """One slice, which is at this version."""
+        room.flat[_where(piece)].copy_(self.flat[version % 2][_where(piece)])
+        if piece.layer.kind is LayerKind.PARAMETER:
+            index = self._trained.index(piece)
+            _copy_state(self._states[index], room.states[index])
+
+    def optimizer_of(self, room: Room) -> dict[str, Mapping[str, Tensor]]:
+        """A copy's optimizer state by layer."""
+        return {piece.layer.name: state for piece, state in zip(self._trained, room.states, strict=True) if state}
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Takes each slice's elements, float32 [piece.elements] by layer name, as both versions."""
+        for piece in self.held.slices:
+            self.flat[0][_where(piece)].copy_(values[piece.layer.name].reshape(-1))
+        self.flat[1].copy_(self.flat[0])
+
+    def load_optimizer(self, states: Mapping[str, Mapping[str, Tensor]], *, fresh: Collection[str]) -> None:
+        """Takes over the state by layer name; `fresh`: layers that have had no update yet."""
+        if self._optimizer is not None:
+            self._optimizer.restore(
+                [states.get(piece.layer.name, {}) for piece in self._trained],
+                fresh={index for index, piece in enumerate(self._trained) if piece.layer.name in fresh},
+            )
+
+    @property
+    def _states(self) -> tuple[Mapping[str, Tensor], ...]:
+        return self._optimizer.states if self._optimizer is not None else ()
+
     def squares(self, gradient: Tensor) -> tuple[float, ...]:
         """The trained elements' sum of squares as an exact expansion (`core.exact`)."""
         return expansion(page_square_sums(gradient[: self._trained_stop]).tolist())
@@ -103,6 +156,14 @@ def is_finite(values: Tensor) -> bool:
     """One pass without a temporary: aminmax hands NaN on and shows both infinities."""
     low, high = torch.aminmax(values)
     return math.isfinite(low) and math.isfinite(high)
+
+
+def _copy_state(state: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        if key in into:
+            into[key].copy_(tensor)
+        else:
+            into[key] = tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _where(piece: Slice) -> slice:

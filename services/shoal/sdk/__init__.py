@@ -13,7 +13,17 @@ the names under which people remember masters, are in `shoal.sdk.contexts`.
 """
 
 from shoal.sdk.client import Client, Submitted
-from shoal.sdk.views import Evaluation, JobView, LogLine, ParameterServerView, SavedModel, WorkerShare, WorkerView
+from shoal.sdk.views import (
+    Evaluation,
+    JobView,
+    LogLine,
+    ParameterServerView,
+    SavedModel,
+    SnapshotFileView,
+    SnapshotView,
+    WorkerShare,
+    WorkerView,
+)
 
 __all__ = [
     "Client",
@@ -22,6 +32,8 @@ __all__ = [
     "LogLine",
     "ParameterServerView",
     "SavedModel",
+    "SnapshotFileView",
+    "SnapshotView",
     "Submitted",
     "WorkerShare",
     "WorkerView",

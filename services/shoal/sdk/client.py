@@ -11,14 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from shoal.core.errors import DeadlineExceeded, InvalidInput, ShoalError, Unavailable
+from shoal.core.errors import DeadlineExceeded, Exhausted, InvalidInput, ShoalError, Unavailable
 from shoal.core.job import Phase
 from shoal.jobspec.reading import parse_spec, validate_spec
 from shoal.jobspec.spec import JobSpec
 from shoal.process.clock import Clock, SystemClock
 from shoal.sdk.extras import needs
 from shoal.sdk.retrying import Listener, Patience
-from shoal.sdk.views import JobView, LogLine, ParameterServerView, SavedModel, WorkerView
+from shoal.sdk.views import JobView, LogLine, ParameterServerView, SavedModel, SnapshotView, WorkerView
 from shoal.wire.options import open_outside_channel
 from shoal.wire.status import raised_from_call, was_cut_off
 from shoal.wire.v1 import jobs_pb2, jobs_pb2_grpc
@@ -49,7 +49,8 @@ class Client:
     """Synchronous and thread-safe. Connects at the first call.
 
     Every call has a deadline, `timeout_seconds`. Calls are safe to repeat (submit has its idempotency key), so a
-    master that does not answer is asked again for `retry_seconds`; `submit`, `watch`, `wait`, `logs` and `download`
+    master that does not answer is asked again for `retry_seconds`, and one that says when to come again then, not
+    before; `submit`, `watch`, `wait`, `logs` and `download`
     outlive an absence of `patience_seconds`, as of a port-forward that broke, and go on where they were; `listener`
     hears of it. Errors are those of `shoal.core.errors`: `Unavailable` means that nobody could be asked; its message
     ends with `advice`, which says what to do about it.
@@ -171,6 +172,24 @@ class Client:
         request = jobs_pb2.CancelRequest(job_id=job_id)
         return Phase(self._ask(lambda: self._jobs.Cancel(request, timeout=self._timeout_seconds)).phase)
 
+    def pause(self, job_id: str) -> Phase:
+        """Gives its workers to other jobs; its weights stay. Raises NotFound, or Refused for a job that has ended."""
+        request = jobs_pb2.PauseRequest(job_id=job_id)
+        return Phase(self._ask(lambda: self._jobs.Pause(request, timeout=self._timeout_seconds)).phase)
+
+    def resume(self, job_id: str, *, from_step: int | None = None) -> Phase:
+        """Lets a paused job go on, or one that was cancelled or has failed: from its newest snapshot, or from that of
+        a step; 0 begins it again. Returns the phase afterwards. Raises NotFound or Refused.
+        """
+        request = jobs_pb2.ResumeRequest(job_id=job_id, from_step=from_step)
+        return Phase(self._ask(lambda: self._jobs.Resume(request, timeout=self._timeout_seconds)).phase)
+
+    def snapshots(self, job_id: str) -> tuple[SnapshotView, ...]:
+        """The states that the job can go on from, newest first. Raises NotFound."""
+        request = jobs_pb2.ListSnapshotsRequest(job_id=job_id)
+        answer = self._ask(lambda: self._jobs.ListSnapshots(request, timeout=self._timeout_seconds))
+        return tuple(map(SnapshotView.from_proto, answer.snapshots))
+
     def logs(self, job_id: str, *, follow: bool = False, after: int = 0) -> Iterator[LogLine]:
         """The lines kept, behind sequence number `after`; with `follow` also new ones until the job has ended.
 
@@ -230,7 +249,7 @@ class Client:
             try:
                 with self._explained():
                     answer = call()
-            except Unavailable as error:
+            except (Unavailable, Exhausted) as error:
                 self._pause(patience, error)
             except DeadlineExceeded as error:  # as of a forward that is frozen: it may have taken effect
                 late = DeadlineExceeded(f"the master at {self.address} has not answered in {self._timeout_seconds:g} s")
@@ -271,11 +290,15 @@ class Client:
             except DeadlineExceeded as error:  # this stream's own, or the master's
                 if advances is not None:
                     self._pause(patience, error)
-            except Unavailable as error:
+            except (Unavailable, Exhausted) as error:
                 self._pause(patience, error)
 
-    def _pause(self, patience: Patience, error: Unavailable | DeadlineExceeded) -> None:
-        seconds = patience.pause_seconds(str(error))
+    def _pause(self, patience: Patience, error: Unavailable | DeadlineExceeded | Exhausted) -> None:
+        """Raises the error once there is no patience left. A bound that gives no time to come again is final."""
+        asked = error.retry_after_seconds if isinstance(error, Exhausted) else 0.0
+        if isinstance(error, Exhausted) and not asked:
+            raise error
+        seconds = patience.pause_seconds(str(error), at_least=asked)
         if seconds is None or self._closed.wait(seconds):
             raise error
 

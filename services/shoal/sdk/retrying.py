@@ -44,17 +44,17 @@ class Patience:
             self.listener.answers()
         self._told = False
 
-    def pause_seconds(self, reason: str) -> float | None:
-        """How long to wait before the next try; None when the budget is used up."""
+    def pause_seconds(self, reason: str, *, at_least: float = 0.0) -> float | None:
+        """How long to wait before the next try; None when the budget is used up, or would be by `at_least`."""
         now = self.clock.monotonic()
         if self._since is None:
             self._since = now
         left = self._since + self.budget_seconds - now
-        if left <= 0:
+        if left <= at_least:
             return None
         if not self._told and self.listener is not None and now - self._since >= TELL_AFTER_SECONDS:
             self._told = True
             self.listener.waiting(reason, left)
         pause = min(FIRST_SECONDS * 2.0**self._tries, LONGEST_SECONDS)
         self._tries += 1
-        return min(pause * random.uniform(0.5, 1.0), left)
+        return min(max(pause, 2.0 * at_least) * random.uniform(0.5, 1.0), left)

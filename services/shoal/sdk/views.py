@@ -71,6 +71,8 @@ class JobView:
     submitted_at: float
     started_at: float | None  # first step committed
     finished_at: float | None
+    paused: bool = False
+    failures: int = 0  # attempts that failed by themselves, not by a lost machine
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -112,8 +114,16 @@ class JobView:
             shards=message.shards,
             workers=tuple(map(WorkerShare.from_proto, message.workers)),
             evaluations=tuple(map(Evaluation.from_proto, message.evaluations)),
+            paused=message.paused,
+            failures=message.failures,
             events=tuple(
-                Event(at=event.unix_seconds, phase=Phase(event.phase), reason=event.reason, message=event.message)
+                Event(
+                    at=event.unix_seconds,
+                    phase=Phase(event.phase),
+                    reason=event.reason,
+                    message=event.message,
+                    attempt=event.attempt,
+                )
                 for event in message.events
             ),
             losses=tuple(message.losses),
@@ -121,6 +131,55 @@ class JobView:
             submitted_at=message.submitted_unix_seconds,
             started_at=message.started_unix_seconds or None,
             finished_at=message.finished_unix_seconds or None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotFileView:
+    """One shard's file, on the parameter server that wrote it."""
+
+    shard_index: int
+    server_id: str
+    name: str
+    size: int  # bytes
+    sha256: str  # hex
+
+    @classmethod
+    def from_proto(cls, message: jobs_pb2.ShardFile) -> Self:
+        return cls(
+            shard_index=message.shard_index,
+            server_id=message.server_id,
+            name=message.file_name,
+            size=message.size,
+            sha256=message.sha256,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotView:
+    """A state that a job can go on from; `current`: it would, now. `damaged` says which file is not what it was."""
+
+    step: int
+    attempt: int  # that wrote it
+    at: float
+    files: tuple[SnapshotFileView, ...]
+    current: bool
+    damaged: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @classmethod
+    def from_proto(cls, message: jobs_pb2.Snapshot) -> Self:
+        return cls(
+            step=message.step,
+            attempt=message.attempt,
+            at=message.unix_seconds,
+            files=tuple(map(SnapshotFileView.from_proto, message.files)),
+            current=message.current,
+            damaged=message.damaged,
         )
 
 

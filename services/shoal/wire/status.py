@@ -1,9 +1,11 @@
 """One table between Shoal's errors and gRPC status codes, read both ways.
 
-The class travels by name in the trailing metadata `shoal-error` (and `shoal-field`), so a client raises exactly the
-class that the server raised; a peer that sends only a status gets the table's class for it.
+The class travels by name in the trailing metadata `shoal-error` (and `shoal-field`; `retry-after-ms` of a bound that
+is reached), so a client raises exactly the class that the server raised; a peer that sends only a status gets the
+table's class for it.
 """
 
+import math
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
@@ -14,6 +16,7 @@ from shoal.core import errors
 
 _ERROR_KEY = "shoal-error"
 _FIELD_KEY = "shoal-field"
+_RETRY_KEY = "retry-after-ms"
 
 # The first row of a status is the class for a peer that names none.
 TABLE: tuple[tuple[type[errors.ShoalError], grpc.StatusCode], ...] = (
@@ -21,8 +24,10 @@ TABLE: tuple[tuple[type[errors.ShoalError], grpc.StatusCode], ...] = (
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
     (errors.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (errors.Stale, grpc.StatusCode.ABORTED),
+    (errors.FencedOff, grpc.StatusCode.ABORTED),
     (errors.Refused, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.TrainingFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.Missed, grpc.StatusCode.OUT_OF_RANGE),
     (errors.Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (errors.Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
@@ -36,6 +41,7 @@ _BY_NAME = {cls.__name__: cls for cls, _ in TABLE}
 _BY_STATUS: dict[grpc.StatusCode, type[errors.ShoalError]] = {}
 for _cls, _status in TABLE:
     _BY_STATUS.setdefault(_status, _cls)
+_BY_STATUS[grpc.StatusCode.CANCELLED] = errors.Unavailable  # by the other side: a server that ends cancels its calls
 
 
 def status_of(error: errors.ShoalError) -> grpc.StatusCode:
@@ -49,18 +55,32 @@ def metadata_of(error: errors.ShoalError) -> tuple[tuple[str, str], ...]:
     entries = [(_ERROR_KEY, type(error).__name__)]
     if isinstance(error, errors.InvalidInput) and error.field:
         entries.append((_FIELD_KEY, error.field.encode("ascii", "replace").decode()))
+    if isinstance(error, errors.Exhausted) and error.retry_after_seconds:
+        entries.append((_RETRY_KEY, str(math.ceil(1000 * error.retry_after_seconds))))
     return tuple(entries)
 
 
 def error_of(call: grpc.RpcError) -> errors.ShoalError:
-    """The error that a failed call stands for."""
+    """The error that a failed call stands for; the call is let go of.
+
+    A stream raises itself, so its traceback leads back to it. In that circle it would stay until Python searches for
+    such, at the latest when the process ends: then gRPC takes a lock that a thread which is gone by then may hold, and
+    the process would not end.
+    """
+    call.__traceback__ = None
     status: grpc.StatusCode = call.code()
     details: str = call.details() or status.name
     trailing = _trailing(call)
     cls = _BY_NAME.get(str(trailing.get(_ERROR_KEY, "")), _BY_STATUS.get(status, errors.Internal))
     if cls is errors.InvalidInput:
         return errors.InvalidInput(details, field=str(trailing.get(_FIELD_KEY, "")))
+    if cls is errors.Exhausted:
+        return errors.Exhausted(details, retry_after_seconds=_seconds_of(trailing.get(_RETRY_KEY, "")))
     return cls(details)
+
+
+def _seconds_of(milliseconds: str) -> float:
+    return int(milliseconds) / 1000 if milliseconds.isdecimal() else 0.0
 
 
 def _trailing(call: grpc.RpcError) -> dict[str, str]:

@@ -2,19 +2,20 @@
 
 import sys
 
-from shoal.process.lifetime import die_with_parent, end_at_sigterm
+from shoal.process.lifetime import die_with_parent, end_at_sigterm, end_now, loading
 
 
 def main() -> None:
     end_at_sigterm()
     die_with_parent()
-    import asyncio
+    with loading():
+        import asyncio
 
-    from shoal.core.errors import ShoalError
-    from shoal.process.logs import configure_logs
-    from shoal.process.settings import fail
-    from shoal.worker.app import serve
-    from shoal.worker.settings import WorkerSettings
+        from shoal.core.errors import ShoalError
+        from shoal.process.logs import configure_logs
+        from shoal.process.settings import fail
+        from shoal.worker.app import serve
+        from shoal.worker.settings import WorkerSettings
 
     try:
         settings = WorkerSettings.load(sys.argv[1:])
@@ -22,6 +23,7 @@ def main() -> None:
         asyncio.run(serve(settings))
     except ShoalError as error:
         fail(error)
+    end_now(0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The composition root of a worker: builds every object and passes it by keyword."""
 
 import asyncio
-import contextlib
 import signal
 import socket
 
@@ -66,6 +65,7 @@ async def serve(settings: WorkerSettings) -> None:
         warm=WarmTrainers(count=settings.warm_trainers, data_roots=settings.data_roots),
         poll_seconds=settings.poll_seconds,
         trainer_restarts=settings.trainer_restarts,
+        hang_seconds=settings.hang_seconds,
         metrics=WorkerMetrics(registry),
     )
     registered.append(agent)
@@ -93,8 +93,7 @@ async def serve(settings: WorkerSettings) -> None:
     finally:
         stopped.cancel()
         running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        await asyncio.wait({running})
         await agent.close()
         await channel.close()
         await server.stop(_STOP_SECONDS)

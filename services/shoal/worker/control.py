@@ -22,6 +22,14 @@ class Assignment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Beat:
+    """Agent to trainer, at every heartbeat: the agent lives. A trainer that hears none for long holds still."""
+
+    kind: ClassVar[str] = "beat"
+    lease_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
     """Trainer to agent: the libraries are loaded, a grant may come."""
 
@@ -64,13 +72,14 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fenced:
-    """Trainer to agent: its attempt is over; nobody needs to be told."""
+    """Trainer to agent: its attempt is over, or this worker's incarnation counts as dead; nobody needs to be told."""
 
     kind: ClassVar[str] = "fenced"
     reason: str
+    incarnation: bool = False
 
 
-Message = Assignment | Ready | Advanced | Finished | Failed | Fenced
+Message = Assignment | Beat | Ready | Advanced | Finished | Failed | Fenced
 
 
 def to_line(message: Message) -> bytes:
@@ -89,6 +98,8 @@ def from_line(line: bytes) -> Message:
                 grant = document["grant"]
                 grant["shards"] = tuple(ShardAddress(**shard) for shard in grant["shards"])
                 return Assignment(**{**document, "grant": Grant(**grant)})
+            case Beat.kind:
+                return Beat(**document)
             case Ready.kind:
                 return Ready(**document)
             case Advanced.kind:

@@ -23,9 +23,7 @@ class WorkerSettings(RoleSettings):
 
     host: str = pydantic.Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = pydantic.Field(7090, ge=0, le=65_535, description="gRPC port; 0: any free one")
-    advertise_host: str = pydantic.Field(
-        "", description="host name that the master dials; default: `host`, or this machine's name where that is 0.0.0.0"
-    )
+    advertise_host: str = pydantic.Field("", description="host name that the master dials; default: `host`")
     metrics_port: int = pydantic.Field(7091, ge=0, le=65_535, description="HTTP port of /metrics, /livez, /readyz")
     master: str = pydantic.Field("127.0.0.1:7070", description="HOST:PORT of the master")
     worker_id: str = pydantic.Field("", description="stable name; default: host name and port")
@@ -44,7 +42,17 @@ class WorkerSettings(RoleSettings):
         10.0, ge=0, le=600, description="at SIGTERM, the longest wait for the master to take the ranks back"
     )
     trainer_restarts: int = pydantic.Field(
-        3, ge=0, description="times that a trainer killed by a signal is started again within one attempt"
+        3,
+        ge=0,
+        description="times that a trainer killed by a signal is started again within one attempt; then other workers"
+        " take its ranks",
+    )
+
+    hang_seconds: float = pydantic.Field(
+        300.0,
+        gt=0,
+        description="a trainer that gives no sign of life for so long is killed and started again; longer than the"
+        " slowest unit takes, and than reading the data and building the model",
     )
 
     @pydantic.field_validator("supported_models")

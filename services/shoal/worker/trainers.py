@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from shoal.core.errors import Corrupt
+from shoal.core.errors import Corrupt, Exhausted
 from shoal.process.lifetime import DIE_WITH_PARENT
 from shoal.process.load import memory_limit_bytes, oom_kills
 from shoal.worker.control import (
@@ -20,6 +20,7 @@ from shoal.worker.control import (
     REPORT_FD_VARIABLE,
     Advanced,
     Assignment,
+    Beat,
     Failed,
     Fenced,
     Finished,
@@ -46,6 +47,7 @@ class Crashed:
 
     returncode: int
     last_lines: tuple[str, ...]
+    hung_seconds: float = 0.0  # without a sign of life, for which its agent killed it
     out_of_memory: bool = False  # the kernel ended it because the container's memory ran out
 
     @property
@@ -57,6 +59,8 @@ class Crashed:
             limit = memory_limit_bytes()
             whose = f"the container's limit of {limit >> 20} MiB" if limit else "the machine"
             return f"the trainer was killed by the kernel: out of memory ({whose})"
+        if self.hung_seconds:
+            return f"the trainer made no progress for {self.hung_seconds:.1f} s and was killed"
         if self.by_signal:
             return f"the trainer was killed by {_signal_name(-self.returncode)}"
         return f"the trainer ended with exit code {self.returncode}"
@@ -84,6 +88,8 @@ class TrainerProcess:
         self._reports = reports
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._stopped = False
+        self._silent_seconds = 0.0
+        self._hung_seconds = 0.0
         self._oom_kills = oom_kills()
         self.assignment: Assignment | None = None
         self.advanced: Advanced | None = None
@@ -91,6 +97,14 @@ class TrainerProcess:
 
     @classmethod
     async def start(cls, *, data_roots: tuple[Path, ...]) -> "TrainerProcess":
+        """Raises Exhausted where this machine has no room for one more process, pipe or file."""
+        try:
+            return await cls._start(data_roots)
+        except OSError as error:
+            raise Exhausted(f"no trainer can be started on this worker: {error.strerror or error}") from error
+
+    @classmethod
+    async def _start(cls, data_roots: tuple[Path, ...]) -> "TrainerProcess":
         read_end, write_end = os.pipe()
         try:
             environment = {
@@ -112,6 +126,9 @@ class TrainerProcess:
                 env=environment,
                 limit=_LINE_BYTES,
             )
+        except OSError:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
         reports = asyncio.StreamReader(limit=_REPORT_BYTES)
@@ -135,12 +152,29 @@ class TrainerProcess:
         if not self._process.stdin.is_closing():
             self._process.stdin.write(to_line(assignment))
 
+    def beat(self, lease_seconds: float) -> None:
+        """Tells it that this agent lives. One that does not read gets no more than fits into the pipe."""
+        assert self._process.stdin is not None
+        if not self._process.stdin.is_closing() and not self._process.stdin.transport.get_write_buffer_size():
+            self._process.stdin.write(to_line(Beat(lease_seconds=lease_seconds)))
+
+    def silent_for(self, seconds: float) -> float:
+        """How long it has given no sign of life, of which `seconds` have passed since the last question."""
+        self._silent_seconds += seconds
+        return self._silent_seconds
+
+    def kill_hung(self, seconds: float) -> None:
+        if self.alive:
+            self._hung_seconds = seconds
+            self._process.kill()
+
     async def follow(self, on_advance: Callable[[Advanced], None]) -> Ending:
         """Listens until the process has ended; says how."""
         ending: Ending | None = None
         output = asyncio.create_task(self._read_output(), name=f"trainer-output-{self.pid}")
         while line := await self._reports.readline():
             message = self._parse(line)
+            self._silent_seconds = 0.0
             if isinstance(message, Advanced):
                 self.advanced = message
                 on_advance(message)
@@ -152,8 +186,15 @@ class TrainerProcess:
             return ending
         if self._stopped:
             return Fenced(reason="stopped by the agent")
-        out_of_memory = returncode == -signal.SIGKILL and oom_kills() > self._oom_kills
-        return Crashed(returncode=returncode, last_lines=tuple(self._lines), out_of_memory=out_of_memory)
+        before, now = self._oom_kills, oom_kills()
+        counted = before is not None and now is not None and now > before
+        out_of_memory = returncode == -signal.SIGKILL and counted
+        return Crashed(
+            returncode=returncode,
+            last_lines=tuple(self._lines),
+            hung_seconds=self._hung_seconds,
+            out_of_memory=out_of_memory and not self._hung_seconds,
+        )
 
     async def stop(self) -> None:
         """Ends the process; it holds nothing that would have to be saved."""
@@ -195,19 +236,39 @@ class WarmTrainers:
         self._ready: deque[TrainerProcess] = deque()
         self._closed = False
         self._changing = asyncio.Lock()
+        self._refills: set[asyncio.Task[None]] = set()
 
-    async def refill(self) -> None:
+    async def refill(self) -> bool:
+        """False: the machine has no room for all of them now."""
+        try:
+            await self._keep(self._count)
+        except Exhausted as error:
+            structlog.get_logger().warning("no_warm_trainer", error=str(error))
+            return False
+        return True
+
+    async def _keep(self, count: int) -> None:
+        """In a task of its own: a process that is being started is not lost when the caller is cancelled."""
+        refill = asyncio.create_task(self._start_up_to(count), name="warm-trainers")
+        self._refills.add(refill)
+        refill.add_done_callback(self._refills.discard)
+        await asyncio.shield(refill)
+
+    async def _start_up_to(self, count: int) -> None:
         async with self._changing:
             self._ready = deque(trainer for trainer in self._ready if trainer.alive)
-            while len(self._ready) < self._count and not self._closed:
+            while len(self._ready) < count and not self._closed:
                 trainer = await TrainerProcess.start(data_roots=self._data_roots)
                 self._ready.append(trainer)
 
     async def take(self) -> TrainerProcess:
-        while self._ready:
-            trainer = self._ready.popleft()
-            if trainer.alive:
-                return trainer
+        """Raises Exhausted where none is ready and none can be started."""
+        while not self._closed:
+            while self._ready:
+                trainer = self._ready.popleft()
+                if trainer.alive:
+                    return trainer
+            await self._keep(max(1, self._count))
         return await TrainerProcess.start(data_roots=self._data_roots)
 
     async def close(self) -> None:

@@ -156,7 +156,7 @@ def test_a_job_that_always_fails_ends_after_its_attempts_with_the_last_errors(ma
     assert (failed.attempt, failed.reason) == (3, "TrainerFailed")
     assert list(failed.results.errors) == ["worker-1: crash 3"]
     assert not failed.results.success
-    eventually(lambda: f"DropShare {job_id} delete_files=True" in shard.calls)
+    eventually(lambda: f"DropShare {job_id} delete_files=False" in shard.calls)
     again = master.complete(job_id, attempt=3, success=False, errors=["crash 3"])
     assert (again.success, "nothing changed" in again.message) == (True, True)
 
@@ -165,6 +165,41 @@ def test_a_failure_that_repeating_can_not_mend_ends_the_job_at_once(master, shar
     job_id = begin(master, shard)
     master.complete(job_id, success=False, errors=["no such file"], metrics={"fatal": 1.0})
     assert master.phase_is(job_id, "FAILED").attempt == 1
+
+
+def test_where_trainers_keep_being_killed_others_go_on_with_the_attempt(master, shard):
+    master.register("worker-2")
+    job_id = begin(master, shard)
+    eventually(lambda: [one.last_rank - one.first_rank for one in master.poll("worker-2").grants] == [4])
+    killed = {"success": False, "errors": ["killed by SIGKILL"], "metrics": {"killed": 1.0}}
+    for _ in range(2):  # the answer to the first is lost
+        answer = master.complete(job_id, **killed)
+    assert answer.success or answer.message.startswith("stale")
+    eventually(lambda: not master.poll().grants)
+    eventually(lambda: [one.last_rank - one.first_rank for one in master.poll("worker-2").grants] == [8])
+    job = master.get(job_id)
+    assert (job.attempt, job.failures) == (1, 0)
+    assert [event.message for event in job.events if event.reason == "TrainersKilled"] == [
+        "worker-1: its trainers kept being killed; others go on"
+    ]
+
+    assert master.complete(job_id, worker_id="worker-2", **killed).success
+    second = eventually(lambda: (job := master.get(job_id)).attempt == 2 and job)
+    assert second.failures == 1, "it was the last one"
+    eventually(lambda: [one.attempt for one in master.poll().grants] == [2])
+
+
+def test_an_attempt_that_all_who_are_left_have_given_up_begins_anew(master, shard):
+    master.register("worker-2")
+    job_id = begin(master, shard)
+    eventually(lambda: master.poll("worker-2").grants)
+    assert master.complete(job_id, success=False, errors=["killed"], metrics={"killed": 1.0}).success
+    eventually(lambda: not master.poll().grants)
+    master.heartbeat("worker-2", presence=master_pb2.PRESENCE_LEAVING)
+    eventually(lambda: [one.attempt for one in master.poll().grants] == [2])
+    job = master.get(job_id)
+    assert job.failures == 0
+    assert "worker-1" in next(e.message for e in job.events if e.reason == "TrainersKilled" and "left" in e.message)
 
 
 def test_a_failure_seen_by_a_shard_ends_the_attempt(master, shard):
@@ -186,7 +221,7 @@ def test_cancel_ends_a_job_in_any_live_phase(master, shard, when):
     assert (done.phase, done.step) == ("CANCELLED", 2 if when == "running" else 0)
     if when != "pending":
         assert not master.poll().assigned
-        eventually(lambda: f"DropShare {job_id} delete_files=True" in shard.calls)
+        eventually(lambda: f"DropShare {job_id} delete_files=False" in shard.calls)
         assert not master.complete(job_id, attempt=2).success
 
 
@@ -291,7 +326,6 @@ def test_a_lost_parameter_server_ends_the_attempt_and_its_successor_begins_it_an
         master.add_shard(successor)
         master.phase_is(job_id, "STARTING", attempt=2)
         eventually(lambda: any(one.attempt == 2 for one in master.poll().grants))
-        assert f"DropShare {job_id} delete_files=True" in other.calls
         assert (successor.shares[job_id].version, other.shares[job_id].version) == (0, 0)
         assert other.shares[job_id].attempt == 2
 

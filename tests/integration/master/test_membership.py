@@ -80,7 +80,9 @@ def test_a_silent_worker_is_lost_and_its_series_go(tmp_path):
         assert not master.heartbeat().success
         assert master.metric('shoal_worker_cpu_ratio{worker="worker-1"}') is None
         assert master.metric('shoal_workers{state="lost"}') == 1.0
-        assert master.register().assigned_worker_id == "worker-1"
+        with refused(grpc.StatusCode.ABORTED, "begin anew"):
+            master.register()
+        assert master.register(incarnation="another").assigned_worker_id == "worker-1"
         assert workers(master)["worker-1"].state == "alive"
 
 

@@ -226,7 +226,7 @@ async def test_a_statement_that_works_too_long_and_a_lock_that_is_held_too_long_
     async with closing(database, other):
         epoch = await lead(database)
         with pytest.raises(Unavailable, match="statement timeout"):
-            await database.write(epoch, lambda connection: connection.execute(sa.text("SELECT pg_sleep(20)")))
+            await database.write(epoch, "test", lambda connection: connection.execute(sa.text("SELECT pg_sleep(20)")))
         await database.jobs(epoch).submit(job("held"), spec_hash="h")
         held, done = asyncio.Event(), asyncio.Event()
 
@@ -235,7 +235,7 @@ async def test_a_statement_that_works_too_long_and_a_lock_that_is_held_too_long_
             held.set()
             await done.wait()
 
-        holding = asyncio.ensure_future(other.write(epoch, hold))
+        holding = asyncio.ensure_future(other.write(epoch, "test", hold))
         await held.wait()
         with pytest.raises(Unavailable, match="lock timeout"):
             await database.jobs(epoch).append_logs("held", [])
@@ -249,7 +249,7 @@ async def test_more_work_than_connections_waits_and_then_fails(url):
         epoch = await lead(database)
         outcomes = await asyncio.gather(
             *(
-                database.write(epoch, lambda connection: connection.execute(sa.text("SELECT pg_sleep(0.3)")))
+                database.write(epoch, "test", lambda connection: connection.execute(sa.text("SELECT pg_sleep(0.3)")))
                 for _ in range(8)
             ),
             return_exceptions=True,
@@ -429,7 +429,7 @@ async def test_a_new_epoch_begins_after_the_writes_under_way_and_with_them(url):
             await connection.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
             return "written"
 
-        writing = asyncio.ensure_future(first.write(epoch, slow))
+        writing = asyncio.ensure_future(first.write(epoch, "test", slow))
         await begun.wait()
         await first.renew(epoch, lease_seconds=0)  # waits for no write
         taking = asyncio.ensure_future(lead(second, by="m2"))
@@ -455,7 +455,7 @@ async def test_a_master_that_stands_still_within_a_write_does_not_hold_up_the_ne
             await woken.wait()
             await connection.execute(sa.text("DELETE FROM alembic_version"))
 
-        writing = asyncio.ensure_future(first.write(epoch, frozen))
+        writing = asyncio.ensure_future(first.write(epoch, "test", frozen))
         begun = time.monotonic()
 
         async def take():

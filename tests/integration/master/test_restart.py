@@ -5,6 +5,7 @@ import sqlite3
 
 import pytest
 
+from shoal.wire.v1 import master_pb2
 from tests.integration.master.conftest import begin, eventually, running, settings_of
 from tests.integration.master.fake_shards import FakeShard
 
@@ -63,6 +64,27 @@ def test_a_running_job_goes_on_with_the_same_attempt_ranks_and_shards(settings, 
         assert [call for call in shard.calls if call.startswith("CreateShare")] == [f"CreateShare {job_id} 1"]
         assert master.complete(job_id).success
         master.phase_is(job_id, "SUCCEEDED")
+
+
+def test_a_trainers_restart_is_told_once_though_two_masters_hear_of_it(settings, shard):
+    def restarts(master, job_id):
+        return [event.message for event in master.get(job_id).events if event.reason == "TrainerRestarted"]
+
+    def report(master, job_id, times):
+        crashed = master_pb2.JobProgress(job_id=job_id, attempt=1, restarts=times, last_crash="it was killed")
+        assert master.heartbeat(progress=[crashed]).success
+
+    with running(settings) as master:
+        job_id = begin(master, shard)
+        report(master, job_id, 1)
+        eventually(lambda: restarts(master, job_id))
+    with running(settings) as master:
+        master.register()
+        master.add_shard(shard)
+        report(master, job_id, 1)
+        report(master, job_id, 2)
+        eventually(lambda: len(restarts(master, job_id)) > 1)
+        assert restarts(master, job_id) == [f"worker-1: it was killed; it was started again ({n})" for n in (1, 2)]
 
 
 def test_a_worker_that_does_not_come_back_loses_its_ranks_after_one_lease(settings, shard):

@@ -54,7 +54,7 @@ async def test_every_commit_is_synced_into_a_write_ahead_log(tmp_path, layout):
         ]
 
     full = 2
-    assert await database.write(0, pragmas) == [full, "wal", layout.locking.lower(), 1]
+    assert await database.write(0, "test", pragmas) == [full, "wal", layout.locking.lower(), 1]
     assert await database.read(pragmas) == [full, "wal", layout.locking.lower(), 1]
     await database.close()
 
@@ -81,7 +81,7 @@ async def test_readers_do_not_wait_for_a_writer_and_see_what_was_committed(tmp_p
         await connection.execute(sa.text("DELETE FROM alembic_version"))
         return await database.read(count)
 
-    assert await database.write(0, write) == 1
+    assert await database.write(0, "test", write) == 1
     assert await database.read(count) == 0
     await database.close()
 

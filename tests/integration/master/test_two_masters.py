@@ -264,7 +264,7 @@ def test_a_leader_in_a_long_outage_of_the_store_stops_and_comes_back_as_one_that
         leader = start(url)
         eventually(leader.leads, seconds=STARTUP_SECONDS)
         acknowledged = {leader.submit()}
-        server.stop()
+        server.stop(signal.SIGQUIT)  # at once: the checkpoint of another shutdown may last for longer than the lease
         with pytest.raises(grpc.RpcError) as caught:
             leader.submit()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -277,6 +277,17 @@ def test_a_leader_in_a_long_outage_of_the_store_stops_and_comes_back_as_one_that
         eventually(again.leads, seconds=STARTUP_SECONDS)
         assert again.jobs() == acknowledged
         again.end()
+
+
+def test_a_leader_whose_store_stands_still_for_longer_than_its_lease_stops_without_an_error_of_its_own(start):
+    with running_server() as server, server.database() as url:
+        leader = start(url)
+        eventually(leader.leads, seconds=STARTUP_SECONDS)
+        leader.submit()
+        with server.frozen():
+            assert leader.process.wait(timeout=30) == 75
+        assert "the job store does not answer" in leader.events()[-1]["reason"]
+        assert "Exception closing connection" not in leader.errors()
 
 
 # In this process: what only a look inside can time.

@@ -1,6 +1,5 @@
 """What the roles tell over HTTP: figures that follow from the jobs that ran, and readiness that means it."""
 
-import contextlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from shoal.core.job import Phase
 from shoal.local import Cluster
 from shoal.process.lifetime import DIE_WITH_PARENT
 from shoal.sdk.views import JobView
+from tests.shards import shared_memories
 
 SECONDS = 60.0
 RANKS = 4
@@ -193,14 +193,6 @@ def test_no_series_of_an_ended_job_is_left(ran: Ran) -> None:
         for scrape in ran.scrape(role):
             for job in ran.jobs:
                 assert not [labels for _, labels in scrape.samples if job.job_id in dict(labels).values()]
-
-
-def shared_memories(pid: int) -> list[str]:
-    found = []
-    for entry in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
-    return [target for target in found if target.startswith("/memfd:shoal")]
 
 
 def test_the_memory_of_ended_jobs_is_given_back(ran: Ran) -> None:

@@ -114,7 +114,7 @@ def test_two_jobs_run_at_once_with_the_weights_of_each_alone_and_a_third_waits(
     client: Client, stub: worker_pb2_grpc.WorkerServiceStub
 ) -> None:
     """Meanwhile and afterwards GetStatus tells a plain client true figures."""
-    documents = [spec_of(f"job-{seed}", seed=seed) for seed in (1, 2, 3)]
+    documents = [spec_of(f"job-{seed}", seed=seed, steps=2000) for seed in (1, 2, 3)]
     alone = [sha256_of(run(client, document)) for document in documents[:2]]
     assert alone[0] != alone[1]
 

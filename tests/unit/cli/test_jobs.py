@@ -69,12 +69,14 @@ def test_an_empty_list_is_a_list():
 
 
 def test_describe_tells_the_events():
-    event = jobs_pb2.Event(unix_seconds=1.0, phase="RUNNING", reason="WorkerLost", message="worker-1 is gone")
+    event = jobs_pb2.Event(
+        unix_seconds=1.0, phase="RUNNING", attempt=2, reason="WorkerLost", message="worker-1 is gone"
+    )
     state = job("job-1", "RUNNING", 4, events=[event], spec_json='{"name": "digits"}')
     done = against(Script(watch=[state]), "describe", "job-1")
     assert done.code == 0
     assert done.out.split("events:\n")[1].splitlines()[1].split() == [
-        *("1970-01-01T00:00:01Z", "RUNNING", "WorkerLost", "worker-1", "is", "gone")
+        *("1970-01-01T00:00:01Z", "2", "RUNNING", "WorkerLost", "worker-1", "is", "gone")
     ]
     assert "name: digits" in done.out
 
@@ -99,3 +101,26 @@ def test_cancel_tells_the_phase():
 
 def test_a_damaged_download_is_one_line(tmp_path):
     against(Script(), "download", "job-1", str(tmp_path)).fails_with(1, "try again")
+
+
+def test_snapshots_are_listed_newest_first_with_the_current_one_marked():
+    table = against(Script(), "snapshots", "job-1")
+    assert [line.split() for line in table.out.splitlines()] == [
+        ["STEP", "AT", "ATTEMPT", "CURRENT", "FILES", "BYTES", "DAMAGED"],
+        ["30", "1970-01-01T00:00:01Z", "2", "no", "1", "1000", "yes"],
+        ["20", "1970-01-01T00:00:00Z", "1", "yes", "2", "2000", "no"],
+    ]
+    as_json = json.loads(against(Script(), "snapshots", "job-1", "-o", "json").out)
+    assert as_json == yaml.safe_load(against(Script(), "snapshots", "job-1", "-o", "yaml").out)
+    file = {"shard_index": 0, "server_id": "ps-0", "name": "file", "size": 1000, "sha256": "ab"}
+    assert as_json[0]["files"] == [file]
+    assert (as_json[0]["damaged"], as_json[1]["current"]) == ("file: truncated", True)
+
+
+@pytest.mark.parametrize(("given", "asked"), [((), None), (("--from-step", "0"), 0), (("--from-step", "20"), 20)])
+def test_a_job_is_resumed_from_the_step_that_was_given(given, asked):
+    with FakeMaster(Script()) as master:
+        done = shoal("resume", "job-1", *given, "-m", master.address)
+        assert master.calls[f"Resume job-1 {asked}"] == 1
+    assert (done.code, done.out) == (0, "job-1 PENDING\n")
+    against(Script(), "resume", "job-1", "--from-step", "-1").fails_with(2, "from-step")

@@ -112,7 +112,7 @@ def test_without_hugging_face_datasets_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)  # what the import of a module that is not installed finds
     with pytest.raises(InvalidInput) as caught:
         opened(tmp_path / name)
-    for said in (name, "'datasets'", "shoal[tables]", "WORKER_EXTRAS=tables"):
+    for said in (name, "'datasets'", "shoal[tables]", "EXTRAS=tables"):
         assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.field == "data.source"

@@ -269,8 +269,38 @@ def test_a_lost_share_ends_the_attempt_and_frees_the_workers():
     jobs = [job("a", ranks=even("w0"), lost_shares=("ps-0",)), job("b", requirements={"shards": 1})]
     decisions = run(jobs, cluster(worker("w0")))
     assert isinstance(decisions["a"], Recover)
-    assert (decisions["a"].reason, decisions["a"].lost_servers) == ("ParameterServerLost", ("ps-0",))
+    assert (decisions["a"].reason, "ps-0" in decisions["a"].message) == ("ParameterServerLost", True)
     assert isinstance(decisions["b"], Start)
+
+
+def test_where_trainers_keep_being_killed_the_ranks_go_to_the_others():
+    unfit = job("a", ranks=even("w0", "w1"), unfit=frozenset({"w0"}))
+    decision = run([unfit], cluster(worker("w0"), worker("w1")))["a"]
+    assert (decision.reason, decision.ranks) == ("TrainersKilled", {"w1": range(8)})
+    assert "w0" in decision.message
+
+
+def test_an_unfit_worker_gets_nothing_more_of_the_attempt_while_others_are_free_or_busy():
+    unfit = job("a", ranks=even("w1"), unfit=frozenset({"w0"}))
+    there = [worker("w0"), worker("w1")]
+    assert run([unfit], cluster(*there)) == {}
+    assert set(run([unfit], cluster(*there, worker("w2")))["a"].ranks) == {"w1", "w2"}
+    busy = replace(unfit, ranks={})
+    others = job("b", age=9, ranks=even("w1"))
+    assert "a" not in run([busy, others], cluster(worker("w0", slots=0), worker("w1")))
+    assert set(run([job("c")], cluster(worker("w0")))["c"].ranks) == {"w0"}, "to another job it is fit"
+
+
+@pytest.mark.parametrize("state", [{}, {"paused": True}, {"closing": True}])
+def test_an_attempt_that_only_unfit_workers_could_go_on_with_ends(state):
+    unfit = job("a", ranks=even("w1"), unfit=frozenset({"w0"}), **state)
+    decision = run([unfit], cluster(worker("w0"))).get("a")
+    if state:
+        assert not isinstance(decision, Recover)
+    else:
+        assert isinstance(decision, Recover)
+        assert (decision.reason, "w0" in decision.message) == ("TrainersKilled", True)
+    assert isinstance(run([unfit], cluster())["a"] if not state else None, Move | None), "it waits for anybody"
 
 
 def test_a_closing_job_is_left_alone():
@@ -319,7 +349,8 @@ def clusters(draw):
             cuts = [len(held) and world_size * k // len(held) for k in range(len(held) + 1)]
             ranks = {name: range(cuts[k], cuts[k + 1]) for k, name in enumerate(held)}
             ranks = {} if requirements["external"] else ranks
-        jobs.append(job(f"j{n}", age=float(n), requirements=requirements, ranks=ranks, closing=draw(st.just(False))))
+        unfit = draw(st.frozensets(st.sampled_from([f"w{k}" for k in range(8)]), max_size=2)) if ranks else frozenset()
+        jobs.append(job(f"j{n}", age=float(n), requirements=requirements, ranks=ranks, unfit=unfit))
     return jobs, Cluster(workers=workers, servers=cluster(servers=2).servers)
 
 
@@ -333,6 +364,8 @@ def applied(jobs, decisions):
                 after.append(replace(one, under_way=True, ranks=start.ranks, servers=start.servers, moved_at=NOW))
             case Move() as move:
                 after.append(replace(one, ranks=move.ranks, moved_at=NOW))
+            case Recover():
+                after.append(replace(one, under_way=False, ranks={}, unfit=frozenset()))
             case _:
                 after.append(one)
     return after
@@ -358,6 +391,7 @@ def test_whatever_the_facts_the_outcome_is_lawful_and_comes_to_rest(case):
             capabilities = by_worker[name].capabilities
             assert requirements.model_type in capabilities.supported_models
             assert capabilities.has_gpu or not requirements.gpu
+            assert name not in one.unfit
             used[name] += 1
     assert all(used[name] <= by_worker[name].capabilities.max_concurrent_jobs for name in used)
     for decision in decisions:

@@ -1,5 +1,8 @@
 """The HTTP endpoint, asked by a real client."""
 
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -58,6 +61,26 @@ def test_liveness_is_the_process_and_readiness_is_the_role(server, role):
     assert get(server, "/readyz") == (503, "starting\n")
     role.reason = None
     assert get(server, "/readyz") == (200, "ok\n")
+
+
+def test_a_client_that_does_not_wait_for_its_answer_is_no_error(server, capfd):
+    asked, gone = threading.Event(), threading.Event()
+
+    def reason():
+        asked.set()
+        gone.wait(10)
+        return "x" * 1_000_000
+
+    server._server.ready = reason
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert asked.wait(10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+    gone.set()
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(10)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_other_paths_are_not_found(server):

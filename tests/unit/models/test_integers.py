@@ -8,7 +8,7 @@ from shoal.models.catalog import build_model
 from shoal.models.cnn import CnnConfig
 from shoal.models.integers import IntegerLayout
 from shoal.models.mlp import MlpConfig
-from shoal.models.state import integer_buffers
+from shoal.models.state import integer_buffers, layers_of
 
 
 def test_what_is_captured_is_restored() -> None:
@@ -37,3 +37,16 @@ def test_a_model_without_any_needs_no_bytes() -> None:
     layout = IntegerLayout(model)
     assert layout.capture(model) == b""
     assert layout.tensors(b"") == {}
+
+
+@pytest.mark.parametrize("config", [CnnConfig(channels=(4, 8)), MlpConfig(hidden=(8,))], ids=["cnn", "mlp"])
+def test_an_outline_has_the_names_and_shapes_of_the_model_and_no_values(config: CnnConfig | MlpConfig) -> None:
+    before = torch.random.get_rng_state()
+    model, outline = (
+        build_model(config, input_shape=(1, 8, 8), classes=3, seed=0, outline=outline) for outline in (False, True)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert layers_of(outline) == layers_of(model)
+    assert IntegerLayout(outline).names == IntegerLayout(model).names
+    assert IntegerLayout(outline).size == IntegerLayout(model).size == len(IntegerLayout(model).capture(model))
+    assert all(tensor.is_meta for tensor in outline.state_dict().values())

@@ -1,5 +1,7 @@
 """Update rules in alternating buffers, cut into slices, against torch.optim alone: the same bits."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pydantic
@@ -10,7 +12,7 @@ from torch.nn import Parameter
 
 from shoal.core.errors import InvalidInput
 from shoal.core.layout import PAGE
-from shoal.optim.catalog import Muon, OptimizerSpec, Sgd, needs_whole_layers
+from shoal.optim.catalog import Muon, OptimizerSpec, Sgd, needs_whole_layers, slots_of
 from shoal.optim.config import OptimizerConfig
 from shoal.optim.rules import AlternatingOptimizer, build_optimizer
 
@@ -218,3 +220,36 @@ def test_the_gradients_are_neither_changed_nor_kept() -> None:
 def test_a_config_without_a_learning_rate_is_refused() -> None:
     with pytest.raises(InvalidInput, match="learning_rate"):
         build_optimizer(Sgd(), [Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize("values", [*(values for values, *_ in RULES), {"name": "muon"}], ids=str)
+def test_a_rule_keeps_no_more_numbers_than_is_said_of_it(values: dict[str, object]) -> None:
+    config = config_of(values)
+    shapes = [(64, 32), (32,)]
+    buffers = Buffers(config, shapes)
+    buffers.step(0, gradients(shapes, 0), 0.01)
+    kept = sum(tensor.numel() for state in buffers.optimizer.states for tensor in state.values() if tensor.dim())
+    assert kept <= slots_of(config) * (64 * 32 + 32)
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import sys
+import pydantic
+import torch
+from torch.nn import Parameter
+from shoal.optim.catalog import OptimizerSpec
+from shoal.optim.rules import AlternatingOptimizer
+for name in sys.argv[1:]:
+    config = pydantic.TypeAdapter(OptimizerSpec).validate_python({"name": name, "learning_rate": 0.1})
+    even, odd = ([Parameter(torch.ones(4, 4)), Parameter(torch.ones(4))] for _ in range(2))
+    AlternatingOptimizer(config, even, odd).step(0, [torch.eye(4), torch.ones(4)], 0.1)
+    print(name, bool((odd[0] != even[0]).any()), "torch._dynamo" in sys.modules)
+"""
+
+
+def test_no_update_imports_torchs_compiler() -> None:
+    """Which takes longer than all else that a shard does before its first update."""
+    names = sorted({str(config["name"]) for config, *_ in RULES} | {"muon"})
+    command = [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name} True False" for name in names]

@@ -6,9 +6,11 @@ The session is a fake of the smallest kind: the real ones are met in tests/contr
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from shoal.core.facts import DatasetFacts
@@ -19,9 +21,18 @@ from shoal.metrics.parameter_server import ParameterServerMetrics
 from shoal.metrics.registry import new_registry
 from shoal.ps.share import Share
 from shoal.ps.shares import Shares
+from shoal.ps.snapshot import Restore, Snapshots
+from shoal.ps.targets.local import LocalFolder
 from shoal.wire.exchange.base import Hello
 from shoal.wire.exchange.frames import Frame, Kind
 from shoal.wire.exchange.memory import FloatArray
+
+NOWHERE = Path("/nonexistent")  # for shares that nobody writes
+
+
+def shares_at(registry: CollectorRegistry, folder: Path = NOWHERE) -> Shares:
+    metrics = ParameterServerMetrics(registry)
+    return Shares(snapshots=Snapshots(LocalFolder(folder), metrics=metrics), metrics=metrics)
 
 
 class WrittenSession:
@@ -51,18 +62,35 @@ class WrittenSession:
 class ByHand:
     """A job's shares on `count` shards, each in a `Shares` of its own, with one attached session."""
 
-    def __init__(self, spec: JobSpec, facts: DatasetFacts, *, count: int = 1) -> None:
-        self.spec, self.facts = spec, facts
+    def __init__(
+        self,
+        spec: JobSpec,
+        facts: DatasetFacts,
+        *,
+        count: int = 1,
+        attempt: int = 1,
+        folder: Path = NOWHERE,
+        restore: Mapping[int, Restore] | None = None,
+    ) -> None:
+        """`restore` has the files in `folder`, by shard, that the shares go on from."""
+        self.spec, self.facts, self.attempt = spec, facts, attempt
         self.registries = [new_registry() for _ in range(count)]
-        self.holders = [Shares(metrics=ParameterServerMetrics(registry)) for registry in self.registries]
+        self.holders = [shares_at(registry, folder) for registry in self.registries]
         self.shares = [
-            holder.create(job_id="job", attempt=1, spec_json=spec.model_dump_json(), index=index, shards=count)
+            holder.create(
+                job_id="job",
+                attempt=attempt,
+                spec_json=spec.model_dump_json(),
+                index=index,
+                shards=count,
+                restore=(restore or {}).get(index),
+            )
             for index, holder in enumerate(self.holders)
         ]
         for share in self.shares:
             share.register(facts)
         self.active = [self.shares[held.index] for held in self.layout.active]
-        self.sessions = [WrittenSession(share) for share in self.active]
+        self.sessions = [WrittenSession(share, attempt=attempt) for share in self.active]
         for share, session in zip(self.active, self.sessions, strict=True):
             share.attach(session)
         self._next_slot = 0
@@ -79,7 +107,14 @@ class ByHand:
         return flat
 
     def push(
-        self, flat: Tensor, *, step: int, block: Block, loss: float = 1.0, integers: bytes = b"", attempt: int = 1
+        self,
+        flat: Tensor,
+        *,
+        step: int,
+        block: Block,
+        loss: float = 1.0,
+        integers: bytes = b"",
+        attempt: int | None = None,
     ) -> None:
         """A block's sum to every shard, in a buffer of its own."""
         self._next_slot += 1
@@ -87,7 +122,7 @@ class ByHand:
             session.slots[self._next_slot] = flat[share.held.start : share.held.stop].numpy().copy()
             frame = Frame(
                 Kind.PUSHED,
-                attempt=attempt,
+                attempt=self.attempt if attempt is None else attempt,
                 step=step,
                 start=block.start,
                 size=block.size,
@@ -105,7 +140,7 @@ class ByHand:
             parts += struct.unpack(f"<{len(payload) // 8}d", payload)
         total = math.fsum(parts)
         for share, session in zip(self.active, self.sessions, strict=True):
-            share.receive(session, Frame(Kind.NORM, attempt=1, step=step, value=total))
+            share.receive(session, Frame(Kind.NORM, attempt=self.attempt, step=step, value=total))
         return total
 
     def weights(self, kind: LayerKind = LayerKind.PARAMETER) -> dict[str, Tensor]:

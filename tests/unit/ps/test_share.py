@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +18,13 @@ from shoal.core.errors import InvalidInput, NotFound, Refused, ShoalError, Stale
 from shoal.core.facts import DatasetFacts
 from shoal.core.layout import LayerKind
 from shoal.core.tree import Block, root
-from shoal.metrics.parameter_server import ParameterServerMetrics
 from shoal.metrics.registry import new_registry
 from shoal.models.catalog import build_model
 from shoal.models.integers import IntegerLayout
 from shoal.ps.share import Share, ShareProgress
-from shoal.ps.shares import Shares
 from shoal.wire.exchange.frames import Frame, Kind
-from tests.shards import FACTS, spec_of
-from tests.unit.ps.by_hand import ByHand, WrittenSession, random_tensors, tree_total
+from tests.shards import FACTS, shared_memories, spec_of
+from tests.unit.ps.by_hand import ByHand, WrittenSession, random_tensors, shares_at, tree_total
 
 RATE = 0.1
 PLAIN_SGD = {"name": "sgd", "learning_rate": RATE}
@@ -356,19 +353,6 @@ def test_a_poll_for_progress_wakes_when_the_share_is_dropped(waiting: Waiting) -
     assert job.sessions[0].of_kind(Kind.FENCED)
 
 
-def shared_memories() -> list[str]:
-    """The weights' shared memory that this process holds."""
-    found = []
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
-        except FileNotFoundError:
-            continue
-        if target.startswith(("/memfd:shoal-even", "/memfd:shoal-odd")):
-            found.append(target)
-    return found
-
-
 def test_a_dropped_share_gives_its_memory_back() -> None:
     gc.collect()
     before = len(shared_memories())
@@ -387,7 +371,7 @@ def test_a_dropped_share_gives_its_memory_back() -> None:
 
 def test_a_dropped_share_does_not_come_into_being_by_a_late_registration() -> None:
     registry = new_registry()
-    holder = Shares(metrics=ParameterServerMetrics(registry))
+    holder = shares_at(registry)
     share = holder.create(job_id="job", attempt=1, spec_json=spec_of().model_dump_json(), index=0, shards=1)
     holder.drop("job", "the job has ended")
     with pytest.raises(NotFound, match="the job has ended"):
@@ -425,7 +409,7 @@ def test_an_external_job_that_leaves_something_out_is_refused_by_its_field_and_l
     gc.collect()
     before = len(shared_memories())
     registry = new_registry()
-    holder = Shares(metrics=ParameterServerMetrics(registry))
+    holder = shares_at(registry)
     with pytest.raises(InvalidInput, match="needs|give") as refused:
         holder.create(job_id="job", attempt=1, spec_json=external(**changes), index=0, shards=1)
     assert refused.value.field == field
@@ -442,7 +426,7 @@ def test_an_external_job_that_leaves_something_out_is_refused_by_its_field_and_l
 
 
 def test_a_share_index_beyond_the_shards_and_a_spec_that_is_none_are_refused() -> None:
-    holder = Shares(metrics=ParameterServerMetrics(new_registry()))
+    holder = shares_at(new_registry())
     with pytest.raises(InvalidInput, match="shard index 2 is not below 2") as refused:
         holder.create(job_id="job", attempt=1, spec_json=external(), index=2, shards=2)
     assert refused.value.field == "shard_index"
@@ -453,7 +437,7 @@ def test_a_share_index_beyond_the_shards_and_a_spec_that_is_none_are_refused() -
 
 
 def test_an_external_job_takes_no_trainers_and_an_internal_one_no_unary_pushes() -> None:
-    holder = Shares(metrics=ParameterServerMetrics(new_registry()))
+    holder = shares_at(new_registry())
     share = holder.create(job_id="job", attempt=1, spec_json=external(), index=0, shards=1)
     with pytest.raises(Refused, match="use the unary calls"):
         share.attach(WrittenSession(share))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 
 import grpc
 
-from shoal.core.errors import NotFound
+from shoal.core.errors import Exhausted, NotFound
 from shoal.jobspec.reading import parse_spec
 from shoal.wire.options import server_options
 from shoal.wire.status import answered
@@ -34,6 +34,7 @@ class Script:
     offset_error: int = 0  # a download goes on so many bytes behind where it should
     cut_streams_after: int | None = None  # messages of one stream before its connection breaks
     unavailable_calls: int = 0  # the next so many calls take effect, but their answer is lost
+    turned_away: list[float] = field(default_factory=list)  # the next submits: when to come again; 0: it does not say
     hold_watch: bool = False  # a watch says nothing once its states are told
 
 
@@ -66,6 +67,9 @@ class FakeMaster(jobs_pb2_grpc.JobServiceServicer):
 
     def Submit(self, request: jobs_pb2.SubmitRequest, context: grpc.ServicerContext) -> jobs_pb2.SubmitResponse:
         with answered(context):
+            if self.script.turned_away:
+                self.calls["Submit"] += 1
+                raise Exhausted("all are taken", retry_after_seconds=self.script.turned_away.pop(0))
             parse_spec(request.spec_json)
         created = request.idempotency_key not in self.submitted
         job_id = self.submitted.setdefault(request.idempotency_key, f"job-{len(self.submitted) + 1}")
@@ -106,6 +110,18 @@ class FakeMaster(jobs_pb2_grpc.JobServiceServicer):
 
     def Cancel(self, request: jobs_pb2.CancelRequest, context: grpc.ServicerContext) -> jobs_pb2.CancelResponse:
         return jobs_pb2.CancelResponse(phase="CANCELLED")
+
+    def Resume(self, request: jobs_pb2.ResumeRequest, context: grpc.ServicerContext) -> jobs_pb2.ResumeResponse:
+        self.calls[f"Resume {request.job_id} {request.from_step if request.HasField('from_step') else None}"] += 1
+        return jobs_pb2.ResumeResponse(phase="PENDING")
+
+    def ListSnapshots(
+        self, request: jobs_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> jobs_pb2.ListSnapshotsResponse:
+        file = jobs_pb2.ShardFile(shard_index=0, server_id="ps-0", file_name="file", size=1_000, sha256="ab")
+        newest = jobs_pb2.Snapshot(step=30, attempt=2, unix_seconds=1.0, files=[file], damaged="file: truncated")
+        before = jobs_pb2.Snapshot(step=20, attempt=1, unix_seconds=0.0, files=[file, file], current=True)
+        return jobs_pb2.ListSnapshotsResponse(snapshots=[newest, before])
 
     def ListWorkers(
         self, request: jobs_pb2.ListWorkersRequest, context: grpc.ServicerContext

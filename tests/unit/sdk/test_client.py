@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from shoal.core.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from shoal.core.errors import DeadlineExceeded, Exhausted, InvalidInput, NotFound, Unavailable
 from shoal.core.job import Phase
 from shoal.sdk import Client
 from tests.ports import free_port
@@ -24,6 +24,23 @@ def test_two_submits_without_a_key_make_two_jobs_and_with_one_key_the_same():
     with FakeMaster(Script()) as master, Client(master.address) as client:
         assert client.submit(SPEC).job_id != client.submit(SPEC).job_id
         assert client.submit(SPEC, idempotency_key="k").job_id == client.submit(SPEC, idempotency_key="k").job_id
+
+
+def test_a_submit_that_is_turned_away_comes_again_when_it_was_told_to():
+    with FakeMaster(Script(turned_away=[0.3, 0.3])) as master, Client(master.address) as client:
+        began = time.monotonic()
+        assert client.submit(SPEC).created
+        assert time.monotonic() - began >= 0.6
+    assert master.calls["Submit"] == 3
+
+
+def test_one_that_is_turned_away_for_good_or_for_longer_than_its_patience_does_not_come_again():
+    for seconds in (0.0, 9.0):
+        with FakeMaster(Script(turned_away=[seconds])) as master:
+            with Client(master.address, patience_seconds=5) as client:
+                with pytest.raises(Exhausted, match="all are taken"):
+                    client.submit(SPEC)
+        assert master.calls["Submit"] == 1
 
 
 def test_a_wrong_spec_is_refused_before_anything_is_sent():

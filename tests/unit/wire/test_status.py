@@ -22,6 +22,8 @@ def call():
     fail: list[errors.ShoalError] = []
 
     def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if request == b"end":
+            context.cancel()
         with answered(context):
             if fail:
                 raise fail[0]
@@ -72,6 +74,14 @@ def test_nobody_there_is_unavailable_and_known_as_cut_off():
     with open_channel(f"127.0.0.1:{free_port('127.0.0.1')}") as channel:
         with pytest.raises(errors.Unavailable) as caught, raised_from_call():
             channel.unary_unary("/test.Echo/Say")(b"", timeout=10)
+    assert was_cut_off(caught.value)
+
+
+def test_a_call_that_the_server_cancels_as_it_ends_is_unavailable_and_known_as_cut_off(call):
+    _, say = call
+    with pytest.raises(errors.Unavailable) as caught, raised_from_call():
+        say(b"end", timeout=10)
+    assert caught.value.__cause__.code() is grpc.StatusCode.CANCELLED
     assert was_cut_off(caught.value)
 
 

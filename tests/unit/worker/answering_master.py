@@ -11,7 +11,9 @@ from typing import Self
 
 import grpc
 
+from shoal.core.errors import FencedOff
 from shoal.wire.options import server_options
+from shoal.wire.status import abort_with
 from shoal.wire.v1 import master_pb2, master_pb2_grpc
 
 
@@ -26,6 +28,14 @@ class AnsweringMaster(master_pb2_grpc.MasterServiceServicer):
         self.logs_may_pass = threading.Event()  # until then, a call with log lines is not answered
         self.logs_may_pass.set()
         self.log_calls_to_fail = 0
+        self.log_calls_to_refuse = 0
+        self.epoch = 1
+        self.lease_seconds = 0.0  # 0: it does not say
+        self.silent = False  # as if it were not there
+        self.dead: set[str] = set()  # incarnations that it counts as lost
+        self.registered: list[str] = []  # incarnations, in order
+        self.departed: list[str] = []  # incarnations that said that they end
+        self.unanswered = 0  # calls while it was silent
         self._changed = threading.Condition()
         self._server: grpc.Server | None = None
         self.address = ""
@@ -54,19 +64,43 @@ class AnsweringMaster(master_pb2_grpc.MasterServiceServicer):
     def RegisterWorker(
         self, request: master_pb2.RegisterWorkerRequest, context: grpc.ServicerContext
     ) -> master_pb2.RegisterWorkerResponse:
-        return master_pb2.RegisterWorkerResponse(success=True, assigned_worker_id=request.worker_id)
+        self._speak(context)
+        if request.incarnation in self.dead:
+            abort_with(context, FencedOff(f"incarnation {request.incarnation} has been counted as dead"))
+        self.registered.append(request.incarnation)
+        return master_pb2.RegisterWorkerResponse(
+            success=True,
+            assigned_worker_id=request.worker_id,
+            heartbeat_seconds=0.1,
+            lease_seconds=self.lease_seconds,
+            master_epoch=self.epoch,
+        )
+
+    def _speak(self, context: grpc.ServicerContext) -> None:
+        if self.silent:
+            self.unanswered += 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody is here")
 
     def SendHeartbeat(
         self, request: master_pb2.SendHeartbeatRequest, context: grpc.ServicerContext
     ) -> master_pb2.SendHeartbeatResponse:
-        return master_pb2.SendHeartbeatResponse(success=True)
+        self._speak(context)
+        if request.presence == master_pb2.PRESENCE_LEFT:
+            self.departed.append(request.incarnation)
+        known = request.incarnation not in self.dead
+        return master_pb2.SendHeartbeatResponse(success=known, master_epoch=self.epoch)
 
     def RequestJob(
         self, request: master_pb2.RequestJobRequest, context: grpc.ServicerContext
     ) -> master_pb2.RequestJobResponse:
+        self._speak(context)
+        if request.incarnation in self.dead:
+            return master_pb2.RequestJobResponse(master_epoch=self.epoch)
         with self._changed:
             self._changed.wait_for(lambda: self.revision > request.known_revision, timeout=request.wait_seconds)
-            return master_pb2.RequestJobResponse(assigned=bool(self.grants), revision=self.revision, grants=self.grants)
+            return master_pb2.RequestJobResponse(
+                assigned=bool(self.grants), revision=self.revision, grants=self.grants, master_epoch=self.epoch
+            )
 
     def CompleteJob(
         self, request: master_pb2.CompleteJobRequest, context: grpc.ServicerContext
@@ -84,5 +118,8 @@ class AnsweringMaster(master_pb2_grpc.MasterServiceServicer):
         if self.log_calls_to_fail:
             self.log_calls_to_fail -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        if self.log_calls_to_refuse:
+            self.log_calls_to_refuse -= 1
+            return master_pb2.ReportLogsResponse(success=False, message="worker not recognized: register again")
         self.lines += [line.text for line in request.lines]
-        return master_pb2.ReportLogsResponse()
+        return master_pb2.ReportLogsResponse(success=True)

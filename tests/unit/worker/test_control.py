@@ -15,6 +15,7 @@ from shoal.worker import control
 from shoal.worker.control import (
     Advanced,
     Assignment,
+    Beat,
     Failed,
     Fenced,
     Finished,
@@ -54,6 +55,7 @@ results = st.builds(
 KINDS: dict[type, st.SearchStrategy[Message]] = {
     Assignment: st.builds(Assignment, grant=grants, worker_id=texts, incarnation=texts),
     Ready: st.builds(Ready),
+    Beat: st.builds(Beat, lease_seconds=st.floats(min_value=0)),
     Advanced: st.builds(
         Advanced,
         step=numbers,

@@ -7,10 +7,11 @@ from typing import Any
 import grpc
 
 from shoal.core.errors import InvalidInput
+from shoal.master.bound import Bound
 from shoal.master.grants import GrantBook
 from shoal.master.jobs import Jobs, ModelFile, ModelHead
 from shoal.master.members import Members, Role
-from shoal.master.messages import job_message, log_message, server_message, worker_message
+from shoal.master.messages import job_message, log_message, server_message, snapshot_messages, worker_message
 from shoal.master.shield import to_the_end
 from shoal.wire.status import answered_async
 from shoal.wire.v1 import jobs_pb2, jobs_pb2_grpc
@@ -20,7 +21,8 @@ _KEY_CHARACTERS = 256
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
-    def __init__(self, *, jobs: Jobs, members: Members, grants: GrantBook) -> None:
+    def __init__(self, *, jobs: Jobs, members: Members, grants: GrantBook, streams: Bound) -> None:
+        self._streams = streams
         self._jobs = jobs
         self._members = members
         self._grants = grants
@@ -49,7 +51,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             return jobs_pb2.ListResponse(jobs=[job_message(view) for view in views])
 
     async def Watch(self, request: jobs_pb2.WatchRequest, context: Context) -> AsyncIterator[jobs_pb2.Job]:
-        async with answered_async(context), aclosing(self._jobs.watch(request.job_id)) as views:
+        async with answered_async(context), self._streams.one(), aclosing(self._jobs.watch(request.job_id)) as views:
             async for view in views:
                 yield job_message(view)
 
@@ -58,9 +60,27 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             cancellation = await to_the_end(self._jobs.cancel(request.job_id))
             return jobs_pb2.CancelResponse(phase=cancellation.phase.value, message=cancellation.message)
 
+    async def Pause(self, request: jobs_pb2.PauseRequest, context: Context) -> jobs_pb2.PauseResponse:
+        async with answered_async(context):
+            job = await to_the_end(self._jobs.pause(request.job_id))
+            return jobs_pb2.PauseResponse(phase=job.phase.value)
+
+    async def Resume(self, request: jobs_pb2.ResumeRequest, context: Context) -> jobs_pb2.ResumeResponse:
+        async with answered_async(context):
+            from_step = request.from_step if request.HasField("from_step") else None
+            job = await to_the_end(self._jobs.resume(request.job_id, from_step=from_step))
+            return jobs_pb2.ResumeResponse(phase=job.phase.value)
+
+    async def ListSnapshots(
+        self, request: jobs_pb2.ListSnapshotsRequest, context: Context
+    ) -> jobs_pb2.ListSnapshotsResponse:
+        async with answered_async(context):
+            manifests = await self._jobs.snapshots(request.job_id)
+            return jobs_pb2.ListSnapshotsResponse(snapshots=snapshot_messages(manifests))
+
     async def Logs(self, request: jobs_pb2.LogsRequest, context: Context) -> AsyncIterator[jobs_pb2.LogsResponse]:
         lines = self._jobs.logs(request.job_id, after=request.after, follow=request.follow)
-        async with answered_async(context), aclosing(lines):
+        async with answered_async(context), self._streams.one(), aclosing(lines):
             async for line in lines:
                 yield log_message(line)
 
@@ -100,7 +120,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self, request: jobs_pb2.DownloadRequest, context: Context
     ) -> AsyncIterator[jobs_pb2.DownloadResponse]:
         parts = self._jobs.download(request.job_id, file_name=request.file_name, offset=request.offset)
-        async with answered_async(context), aclosing(parts):
+        async with answered_async(context), self._streams.one(), aclosing(parts):
             async for part in parts:
                 match part:
                     case ModelHead():

@@ -40,6 +40,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         incidents: Incidents,
         metrics: MasterMetrics,
         settings: MasterSettings,
+        epoch: int,
         kick: Callable[[], None],
     ) -> None:
         self._members = members
@@ -50,6 +51,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
         self._incidents = incidents
         self._metrics = metrics
         self._settings = settings
+        self._epoch = epoch
         self._kick = kick
         self._log = get_logger()
 
@@ -66,6 +68,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
                 assigned_worker_id=registration.member.member_id,
                 lease_seconds=self._settings.lease_seconds,
                 heartbeat_seconds=self._settings.heartbeat_seconds,
+                master_epoch=self._epoch,
             )
 
     async def SendHeartbeat(
@@ -82,14 +85,14 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
                 member = self._departs(request)
             if member is None:
                 self._metrics.heartbeats.labels(outcome="unknown").inc()
-                return master_pb2.SendHeartbeatResponse(success=False, message=NOT_RECOGNIZED)
+                return master_pb2.SendHeartbeatResponse(success=False, message=NOT_RECOGNIZED, master_epoch=self._epoch)
             self._metrics.heartbeats.labels(outcome="recognized").inc()
             await self._incidents.progress(member)
             if member.role is Role.WORKER and member.load is not None:
                 self._metrics.worker_cpu.labels(worker=member.member_id).set(member.load.cpu_percent / 100)
                 self._metrics.worker_memory.labels(worker=member.member_id).set(member.load.memory_percent / 100)
                 self._metrics.worker_jobs.labels(worker=member.member_id).set(member.load.current_jobs)
-            return master_pb2.SendHeartbeatResponse(success=True, message="")
+            return master_pb2.SendHeartbeatResponse(success=True, message="", master_epoch=self._epoch)
 
     def _departs(self, request: master_pb2.SendHeartbeatRequest) -> Member | None:
         depart = self._members.left if request.presence == master_pb2.PRESENCE_LEFT else self._members.leaves
@@ -108,7 +111,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
             if remaining is not None:
                 seconds = min(seconds, max(0.0, remaining - _MARGIN_SECONDS))
             if self._members.heard(request.worker_id, request.incarnation) is None:
-                return master_pb2.RequestJobResponse(assigned=False, message=NOT_RECOGNIZED)
+                return master_pb2.RequestJobResponse(assigned=False, message=NOT_RECOGNIZED, master_epoch=self._epoch)
             try:
                 if not request.incarnation and not request.known_revision:
                     return await self._one_job(request.worker_id, seconds)
@@ -130,13 +133,17 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
             message="" if grants else "no job to do now",
             revision=assignments.revision,
             grants=grants,
+            master_epoch=self._epoch,
         )
 
     async def _one_job(self, worker_id: str, seconds: float) -> master_pb2.RequestJobResponse:
         handed = await self._polls.take_one(worker_id, seconds=seconds)
         if handed.grant is None:
             return master_pb2.RequestJobResponse(
-                assigned=False, message="no job to do now", revision=handed.assignments.revision
+                assigned=False,
+                message="no job to do now",
+                revision=handed.assignments.revision,
+                master_epoch=self._epoch,
             )
         message = grant_message(handed.grant)
         return master_pb2.RequestJobResponse(
@@ -146,6 +153,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
             message="",
             revision=handed.assignments.revision,
             grants=[grant_message(grant) for grant in handed.assignments.grants],
+            master_epoch=self._epoch,
         )
 
     async def CompleteJob(

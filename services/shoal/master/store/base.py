@@ -42,6 +42,18 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The snapshots of all of a job's shards at one step: a state that the job can go on from."""
+
+    job_id: str
+    attempt: int  # that wrote it
+    step: int
+    files: tuple[ShardFile, ...]  # of the shards that hold anything
+    at: float  # Unix seconds
+    damaged: str = ""  # not empty: a file was found to be not what had been written, and which
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogLine:
     at: float  # Unix seconds
     worker_id: str
@@ -57,6 +69,7 @@ class Transition:
     no results have been stored yet.
     """
 
+    name: str  # which of the changes in `transitions.py`
     job_id: str
     attempt: int | None
     expected: frozenset[Phase]
@@ -71,12 +84,17 @@ class Transition:
     results: Results | None = None  # None: as they are
     clear_results: bool = False
     files: tuple[ShardFile, ...] | None = None
+    paused: bool | None = None  # None: as it is
+    failed: bool = False  # counts one failure of the job's own
+    reopen: bool = False  # the job has not ended after all, and its failures are forgotten
+    manifests_kept: int | None = None  # only so many, the newest that are whole; None: all
+    manifests_up_to: int | None = None  # only those at this step or an earlier one; None: all
     summary: Summary | None = None
     losses: "array[float] | None" = None
 
-    @property
-    def event(self) -> Event:
-        return Event(at=self.at, phase=self.to, reason=self.reason, message=self.message)
+    def event(self, *, attempt: int) -> Event:
+        """`attempt`: the job's, afterwards."""
+        return Event(at=self.at, phase=self.to, reason=self.reason, message=self.message, attempt=attempt)
 
     def check(self, job: Job) -> None:
         """Raises Stale, saying which part of the fence does not hold."""
@@ -189,8 +207,27 @@ class JobStore(abc.ABC):
         """One per committed step of an ended job; empty for a live one."""
 
     @abc.abstractmethod
-    async def prune(self, *, ended_kept: int) -> int:
-        """Forgets all but the newest ended jobs; returns how many went."""
+    async def add_manifest(self, manifest: Manifest, *, kept: int) -> None:
+        """Makes it the job's current one, and forgets all but the newest `kept` that are whole.
+
+        Raises Stale, and changes nothing, for another attempt or an ended job.
+        """
+
+    @abc.abstractmethod
+    async def manifests(self, job_id: str) -> tuple[Manifest, ...]:
+        """Newest step first. The first one that is not damaged is the current one."""
+
+    @abc.abstractmethod
+    async def condemn_manifest(self, manifest: Manifest, *, attempt: int, event: Event) -> None:
+        """Stores that it is damaged, as `event` says. Raises Stale unless `attempt` is the job's."""
+
+    @abc.abstractmethod
+    async def forget_manifests(self, *, ended_before: float) -> tuple[Job, ...]:
+        """Of jobs that ended before that time (Unix seconds); returns the jobs that had some."""
+
+    @abc.abstractmethod
+    async def prune(self, *, ended_kept: int) -> tuple[Job, ...]:
+        """Forgets all but the newest ended jobs; returns those that went."""
 
 
 class Database(abc.ABC):

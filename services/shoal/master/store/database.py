@@ -16,6 +16,7 @@ from shoal.core.errors import Deposed, Stale, Unavailable
 from shoal.master.shield import to_the_end
 from shoal.master.store.base import Database, Leader, Limits, deposed
 from shoal.master.store.schema import leadership
+from shoal.process.crashing import crash_point
 
 _T = TypeVar("_T")
 Work = Callable[[AsyncConnection], Awaitable[_T]]
@@ -45,9 +46,12 @@ class SqlDatabase(Database):
 
         return await self._to_the_end(transaction())
 
-    async def write(self, epoch: int, work: Work[_T]) -> _T:
-        """Returns after COMMIT. Raises Deposed, having changed nothing, once a newer epoch than `epoch` has begun."""
-        return await self._to_the_end(self._transact(epoch, work))
+    async def write(self, epoch: int, name: str, work: Work[_T]) -> _T:
+        """Returns after COMMIT. Raises Deposed, having changed nothing, once a newer epoch than `epoch` has begun.
+
+        `name`: what is written, for the crash points around COMMIT.
+        """
+        return await self._write(epoch, name, work)
 
     # Leadership.
 
@@ -71,7 +75,7 @@ class SqlDatabase(Database):
                 raise Stale(f"the lead was not to be had: {leader} has it, in epoch {leader.epoch}")
             return seen.epoch + 1
 
-        return await self._to_the_end(self._transact(None, work))
+        return await self._write(None, "take", work)
 
     async def close(self) -> None:
         if self._running:
@@ -80,6 +84,19 @@ class SqlDatabase(Database):
         await self._reads.dispose()
 
     # Inner parts.
+
+    async def _write(self, epoch: int | None, name: str, work: Work[_T]) -> _T:
+        async def transaction() -> _T:
+            result = await self._transact(epoch, before_commit)
+            crash_point(f"{name}.committed")
+            return result
+
+        async def before_commit(connection: AsyncConnection) -> _T:
+            result = await work(connection)
+            crash_point(f"{name}.before_commit")
+            return result
+
+        return await self._to_the_end(transaction())
 
     async def _transact(self, epoch: int | None, work: Work[_T]) -> _T:
         async with self._writes.begin() as connection:

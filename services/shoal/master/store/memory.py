@@ -13,6 +13,7 @@ from shoal.master.store.base import (
     Leader,
     Limits,
     LogLine,
+    Manifest,
     Placement,
     Submission,
     Summary,
@@ -32,6 +33,7 @@ class _Row:
     log_sequence: int = 0
     summary: Summary | None = None
     losses: "array[float]" = field(default_factory=lambda: array("d"))
+    manifests: tuple[Manifest, ...] = ()  # newest step first
 
 
 class MemoryDatabase(Database):
@@ -132,15 +134,21 @@ class MemoryJobStore(JobStore):
             attempt=job.attempt + 1 if transition.new_attempt else job.attempt,
             servers=job.servers if transition.servers is None else transition.servers,
             started_at=transition.at if transition.started and job.started_at is None else job.started_at,
-            finished_at=transition.at if transition.to.ended else job.finished_at,
+            finished_at=transition.at if transition.to.ended else None if transition.reopen else job.finished_at,
+            failures=0 if transition.reopen else job.failures + transition.failed,
             results=None if transition.clear_results else transition.results or job.results,
             files=job.files if transition.files is None else transition.files,
+            paused=job.paused if transition.paused is None else transition.paused,
         )
         if transition.new_attempt or transition.to.ended:
             row.placement = None
+        if transition.manifests_kept is not None:
+            row.manifests = _newest_whole(row.manifests, transition.manifests_kept)
+        if transition.manifests_up_to is not None:
+            row.manifests = tuple(entry for entry in row.manifests if entry.step <= transition.manifests_up_to)
         row.summary = transition.summary or row.summary
         row.losses = transition.losses if transition.losses is not None else row.losses
-        self._add_event(row, transition.event)
+        self._add_event(row, transition.event(attempt=row.job.attempt))
         return row.job
 
     async def place(self, job_id: str, *, attempt: int, placement: Placement, event: Event | None) -> None:
@@ -199,7 +207,42 @@ class MemoryJobStore(JobStore):
     async def losses(self, job_id: str) -> "array[float]":
         return self._row(job_id).losses
 
-    async def prune(self, *, ended_kept: int) -> int:
+    async def add_manifest(self, manifest: Manifest, *, kept: int) -> None:
+        self._database.check(self._epoch)
+        row = self._row(manifest.job_id)
+        if row.job.attempt != manifest.attempt or row.job.phase.ended:
+            raise Stale(f"job {manifest.job_id}: attempt {manifest.attempt} is not running")
+        others = [entry for entry in row.manifests if (entry.step, entry.attempt) != (manifest.step, manifest.attempt)]
+        row.manifests = _newest_whole([manifest, *others], kept)
+
+    async def manifests(self, job_id: str) -> tuple[Manifest, ...]:
+        return self._row(job_id).manifests
+
+    async def condemn_manifest(self, manifest: Manifest, *, attempt: int, event: Event) -> None:
+        self._database.check(self._epoch)
+        row = self._row(manifest.job_id)
+        if row.job.attempt != attempt:
+            raise Stale(f"job {manifest.job_id}: attempt {attempt} is not the current one, {row.job.attempt}")
+        row.manifests = tuple(
+            replace(entry, damaged=event.message)
+            if (entry.step, entry.attempt) == (manifest.step, manifest.attempt)
+            else entry
+            for entry in row.manifests
+        )
+        self._add_event(row, event)
+
+    async def forget_manifests(self, *, ended_before: float) -> tuple[Job, ...]:
+        self._database.check(self._epoch)
+        over = [
+            row
+            for row in self._rows.values()
+            if row.manifests and row.job.phase.ended and (row.job.finished_at or 0.0) < ended_before
+        ]
+        for row in over:
+            row.manifests = ()
+        return tuple(row.job for row in over)
+
+    async def prune(self, *, ended_kept: int) -> tuple[Job, ...]:
         self._database.check(self._epoch)
         ended = sorted(
             (row.job for row in self._rows.values() if row.job.phase.ended),
@@ -209,7 +252,7 @@ class MemoryJobStore(JobStore):
         for job in ended[ended_kept:]:
             del self._rows[job.job_id]
             self._by_key.pop(job.idempotency_key, None)
-        return len(ended[ended_kept:])
+        return tuple(ended[ended_kept:])
 
     def _row(self, job_id: str) -> _Row:
         if (row := self._rows.get(job_id)) is None:
@@ -219,3 +262,8 @@ class MemoryJobStore(JobStore):
     def _add_event(self, row: _Row, event: Event) -> None:
         row.events.append(event)
         del row.events[: -self._limits.events]
+
+
+def _newest_whole(manifests: Collection[Manifest], kept: int) -> tuple[Manifest, ...]:
+    whole = [entry for entry in manifests if not entry.damaged]
+    return tuple(sorted(whole, key=lambda entry: (entry.step, entry.attempt), reverse=True)[:kept])

@@ -3,6 +3,7 @@
 from shoal.core.errors import InvalidInput
 from shoal.master.store.base import Database, Limits
 from shoal.master.store.memory import MemoryDatabase
+from shoal.process.lifetime import loading
 
 _EXPECTED = "sqlite:///PATH, postgresql://USER:PASSWORD@HOST/DATABASE or memory://"
 
@@ -22,11 +23,13 @@ async def open_database(
         case "memory":
             return MemoryDatabase(limits=limits)
         case "sqlite":
-            from shoal.master.store.sqlite import open_sqlite
+            with loading():
+                from shoal.master.store.sqlite import open_sqlite
 
             return await open_sqlite(url, limits=limits)
         case "postgresql" | "postgres":
-            from shoal.master.store.postgresql import Pool, open_postgresql
+            with loading():
+                from shoal.master.store.postgresql import Pool, open_postgresql
 
             pool = Pool(connections=connections, timeout_seconds=timeout_seconds, lease_seconds=lease_seconds)
             return await open_postgresql(url, limits=limits, pool=pool)

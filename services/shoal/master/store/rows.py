@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from shoal.core.job import Job, Phase, Requirements, Results, ShardAddress, ShardFile
-from shoal.master.store.base import Placement, Summary
+from shoal.master.store.base import Manifest, Placement, Summary
 
 
 def job_to_row(job: Job, *, spec_hash: str) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def job_to_row(job: Job, *, spec_hash: str) -> dict[str, Any]:
         "servers": json.dumps(job.servers),
         "results": None if job.results is None else results_to_json(job.results),
         "files": files_to_json(job.files),
+        "paused": job.paused,
+        "failures": job.failures,
     }
 
 
@@ -49,7 +51,9 @@ def job_from_row(row: "sa.Row[Any]") -> Job:
         started_at=row.started_at,
         finished_at=row.finished_at,
         results=None if row.results is None else results_from_json(row.results),
-        files=tuple(ShardFile(**entry) for entry in json.loads(row.files)),
+        files=files_from_json(row.files),
+        paused=row.paused,
+        failures=row.failures,
     )
 
 
@@ -64,6 +68,32 @@ def results_from_json(text: str) -> Results:
 
 def files_to_json(files: tuple[ShardFile, ...]) -> str:
     return json.dumps([asdict(file) for file in files])
+
+
+def files_from_json(text: str) -> tuple[ShardFile, ...]:
+    return tuple(ShardFile(**entry) for entry in json.loads(text))
+
+
+def manifest_to_row(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "job_id": manifest.job_id,
+        "step": manifest.step,
+        "attempt": manifest.attempt,
+        "files": files_to_json(manifest.files),
+        "at": manifest.at,
+        "damaged": manifest.damaged,
+    }
+
+
+def manifest_from_row(row: "sa.Row[Any]") -> Manifest:
+    return Manifest(
+        job_id=row.job_id,
+        step=row.step,
+        attempt=row.attempt,
+        files=files_from_json(row.files),
+        at=row.at,
+        damaged=row.damaged,
+    )
 
 
 def placement_to_json(placement: Placement) -> str:

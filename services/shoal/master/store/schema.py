@@ -67,6 +67,8 @@ jobs = sa.Table(
     sa.Column("results", Text),  # JSON
     sa.Column("files", Text, nullable=False),  # JSON
     sa.Column("summary", Text),  # JSON
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("failures", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index(None, "phase"),
     sa.Index(None, "submitted_at", "job_id"),
 )
@@ -80,6 +82,7 @@ events = sa.Table(
     sa.Column("phase", Text, nullable=False),
     sa.Column("reason", Text, nullable=False),
     sa.Column("message", Text, nullable=False),
+    sa.Column("attempt", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 evaluations = sa.Table(
@@ -107,6 +110,17 @@ curves = sa.Table(
     metadata,
     _job_id(),
     sa.Column("losses", sa.LargeBinary, nullable=False),  # little-endian float64, one per committed step
+)
+
+manifests = sa.Table(
+    "manifests",
+    metadata,
+    _job_id(),
+    sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("attempt", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("files", Text, nullable=False),  # JSON
+    sa.Column("at", Double, nullable=False),
+    sa.Column("damaged", Text, nullable=False),  # '': not that anybody knew
 )
 
 # One row. The primary key is the epoch itself: a change of it conflicts with the key-share lock that every writing

@@ -19,13 +19,14 @@ from shoal.master.store.base import (
     Evaluation,
     JobStore,
     LogLine,
+    Manifest,
     Placement,
     Submission,
     Summary,
     Transition,
 )
 from shoal.master.store.database import SqlDatabase
-from shoal.master.store.schema import curves, evaluations, events, jobs, logs
+from shoal.master.store.schema import curves, evaluations, events, jobs, logs, manifests
 
 _LIVE_NAMES = [phase.value for phase in LIVE]
 _ENDED_NAMES = [phase.value for phase in Phase if phase.ended]
@@ -46,7 +47,7 @@ class SqlJobStore(JobStore):
             await self._add_event(connection, job.job_id, event)
             return Submission(job=job, created=True)
 
-        return await self._database.write(self._epoch, work)
+        return await self._database.write(self._epoch, "submit", work)
 
     async def get(self, job_id: str) -> Job:
         return await self._database.read(lambda connection: _job(connection, job_id))
@@ -65,14 +66,19 @@ class SqlJobStore(JobStore):
             if row is None:
                 transition.check(await _job(connection, transition.job_id))
             assert row is not None
-            await self._add_event(connection, transition.job_id, transition.event)
+            await self._add_event(connection, transition.job_id, transition.event(attempt=row.attempt))
+            if transition.manifests_kept is not None:
+                await _keep_manifests(connection, transition.job_id, transition.manifests_kept)
+            if transition.manifests_up_to is not None:
+                later = manifests.c.step > transition.manifests_up_to
+                await connection.execute(sa.delete(manifests).where(manifests.c.job_id == transition.job_id, later))
             if transition.losses is not None:
                 values = {"job_id": transition.job_id, "losses": rows.losses_to_bytes(transition.losses)}
                 stored = self._database.insert(curves).values(values)
                 await connection.execute(stored.on_conflict_do_update(index_elements=["job_id"], set_=values))
             return rows.job_from_row(row)
 
-        return await self._database.write(self._epoch, work)
+        return await self._database.write(self._epoch, transition.name, work)
 
     async def place(self, job_id: str, *, attempt: int, placement: Placement, event: Event | None) -> None:
         async def work(connection: AsyncConnection) -> None:
@@ -87,7 +93,7 @@ class SqlJobStore(JobStore):
             if event is not None:
                 await self._add_event(connection, job_id, event)
 
-        await self._database.write(self._epoch, work)
+        await self._database.write(self._epoch, "place", work)
 
     async def placements(self) -> dict[str, Placement]:
         statement = sa.select(jobs.c.job_id, jobs.c.placement).where(
@@ -100,12 +106,12 @@ class SqlJobStore(JobStore):
             await _hold(connection, job_id)
             await self._add_event(connection, job_id, event)
 
-        await self._database.write(self._epoch, work)
+        await self._database.write(self._epoch, "add_event", work)
 
     async def events(self, job_id: str) -> tuple[Event, ...]:
         statement = sa.select(events).where(events.c.job_id == job_id).order_by(events.c.sequence)
         return tuple(
-            Event(at=row.at, phase=Phase(row.phase), reason=row.reason, message=row.message)
+            Event(at=row.at, phase=Phase(row.phase), reason=row.reason, message=row.message, attempt=row.attempt)
             for row in await self._all_of(job_id, statement)
         )
 
@@ -116,7 +122,7 @@ class SqlJobStore(JobStore):
                 raise Stale(f"job {job_id}: attempt {attempt} is not the current one, {current}")
             await _replace_evaluations(connection, job_id, evaluations)
 
-        await self._database.write(self._epoch, work)
+        await self._database.write(self._epoch, "save_evaluations", work)
 
     async def evaluations(self, job_id: str) -> tuple[Evaluation, ...]:
         statement = sa.select(evaluations).where(evaluations.c.job_id == job_id).order_by(evaluations.c.position)
@@ -146,7 +152,7 @@ class SqlJobStore(JobStore):
                 connection, logs, job_id, last=first + len(lines) - 1, kept=self._database.limits.log_lines
             )
 
-        await self._database.write(self._epoch, work)
+        await self._database.write(self._epoch, "append_logs", work)
 
     async def logs(self, job_id: str, *, after: int, limit: int) -> tuple[LogLine, ...]:
         statement = (
@@ -170,16 +176,78 @@ class SqlJobStore(JobStore):
         found = await self._all_of(job_id, sa.select(curves.c.losses).where(curves.c.job_id == job_id))
         return rows.losses_from_bytes(found[0].losses) if found else array("d")
 
-    async def prune(self, *, ended_kept: int) -> int:
+    async def add_manifest(self, manifest: Manifest, *, kept: int) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            held = (
+                sa.select(jobs.c.attempt)
+                .where(jobs.c.job_id == manifest.job_id, jobs.c.attempt == manifest.attempt)
+                .where(jobs.c.phase.in_(_LIVE_NAMES))
+                .with_for_update(key_share=True)
+            )
+            if (await connection.execute(held)).one_or_none() is None:
+                await _job(connection, manifest.job_id)
+                raise Stale(f"job {manifest.job_id}: attempt {manifest.attempt} is not running")
+            values = rows.manifest_to_row(manifest)
+            stored = self._database.insert(manifests).values(values)
+            await connection.execute(
+                stored.on_conflict_do_update(index_elements=["job_id", "step", "attempt"], set_=values)
+            )
+            await _keep_manifests(connection, manifest.job_id, kept)
+
+        await self._database.write(self._epoch, "add_manifest", work)
+
+    async def manifests(self, job_id: str) -> tuple[Manifest, ...]:
+        statement = (
+            sa.select(manifests)
+            .where(manifests.c.job_id == job_id)
+            .order_by(manifests.c.step.desc(), manifests.c.attempt.desc())
+        )
+        return tuple(rows.manifest_from_row(row) for row in await self._all_of(job_id, statement))
+
+    async def condemn_manifest(self, manifest: Manifest, *, attempt: int, event: Event) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            current = await _hold(connection, manifest.job_id)
+            if current != attempt:
+                raise Stale(f"job {manifest.job_id}: attempt {attempt} is not the current one, {current}")
+            await connection.execute(
+                sa.update(manifests)
+                .where(
+                    manifests.c.job_id == manifest.job_id,
+                    manifests.c.step == manifest.step,
+                    manifests.c.attempt == manifest.attempt,
+                )
+                .values(damaged=event.message)
+            )
+            await self._add_event(connection, manifest.job_id, event)
+
+        await self._database.write(self._epoch, "condemn_manifest", work)
+
+    async def forget_manifests(self, *, ended_before: float) -> tuple[Job, ...]:
+        over = (
+            sa.select(jobs)
+            .where(jobs.c.phase.in_(_ENDED_NAMES), jobs.c.finished_at < ended_before)
+            .where(sa.exists().where(manifests.c.job_id == jobs.c.job_id))
+            .with_for_update(key_share=True)
+        )
+
+        async def work(connection: AsyncConnection) -> tuple[Job, ...]:
+            found = tuple(rows.job_from_row(row) for row in (await connection.execute(over)).all())
+            for job in found:
+                await connection.execute(sa.delete(manifests).where(manifests.c.job_id == job.job_id))
+            return found
+
+        return await self._database.write(self._epoch, "forget_manifests", work)
+
+    async def prune(self, *, ended_kept: int) -> tuple[Job, ...]:
         newest_first = (jobs.c.submitted_at.desc(), jobs.c.job_id.desc())
         ended = jobs.c.phase.in_(_ENDED_NAMES)
         superfluous = sa.select(jobs.c.job_id).where(ended).order_by(*newest_first).offset(ended_kept)
-        statement = sa.delete(jobs).where(jobs.c.job_id.in_(superfluous), ended)
+        statement = sa.delete(jobs).where(jobs.c.job_id.in_(superfluous), ended).returning(*jobs.c)
 
-        async def work(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement)).rowcount
+        async def work(connection: AsyncConnection) -> tuple[Job, ...]:
+            return tuple(rows.job_from_row(row) for row in (await connection.execute(statement)).all())
 
-        return await self._database.write(self._epoch, work)
+        return await self._database.write(self._epoch, "prune", work)
 
     # Inner parts.
 
@@ -211,6 +279,7 @@ class SqlJobStore(JobStore):
                 phase=event.phase.value,
                 reason=event.reason,
                 message=event.message,
+                attempt=event.attempt,
             )
         )
         await _keep_newest(connection, events, job_id, last=sequence, kept=self._database.limits.events)
@@ -268,12 +337,18 @@ def _fenced(transition: Transition) -> "sa.sql.dml.ReturningUpdate[Any]":
         values["started_at"] = sa.func.coalesce(jobs.c.started_at, transition.at)
     if transition.to.ended:
         values["finished_at"] = transition.at
+    if transition.reopen:
+        values |= {"finished_at": None, "failures": 0}
+    if transition.failed:
+        values["failures"] = jobs.c.failures + 1
     if transition.results is not None:
         values["results"] = rows.results_to_json(transition.results)
     if transition.clear_results:
         values["results"] = None
     if transition.files is not None:
         values["files"] = rows.files_to_json(transition.files)
+    if transition.paused is not None:
+        values["paused"] = transition.paused
     if transition.summary is not None:
         values["summary"] = rows.summary_to_json(transition.summary)
     statement = sa.update(jobs).where(
@@ -284,6 +359,18 @@ def _fenced(transition: Transition) -> "sa.sql.dml.ReturningUpdate[Any]":
     if transition.only_open:
         statement = statement.where(jobs.c.results.is_(None))
     return statement.values(values).returning(*jobs.c)
+
+
+async def _keep_manifests(connection: AsyncConnection, job_id: str, kept: int) -> None:
+    """Of a job whose row is locked."""
+    of_job = manifests.c.job_id == job_id
+    stored = sa.select(manifests.c.step, manifests.c.attempt, manifests.c.damaged).where(of_job)
+    found = (await connection.execute(stored)).all()
+    whole = sorted(((row.step, row.attempt) for row in found if not row.damaged), reverse=True)
+    for row in found:
+        if (row.step, row.attempt) not in whole[:kept]:
+            superfluous = sa.and_(of_job, manifests.c.step == row.step, manifests.c.attempt == row.attempt)
+            await connection.execute(sa.delete(manifests).where(superfluous))
 
 
 async def _replace_evaluations(connection: AsyncConnection, job_id: str, wanted: Sequence[Evaluation]) -> None:

@@ -11,6 +11,7 @@ from shoal.master.store.base import (
     Evaluation,
     JobStore,
     LogLine,
+    Manifest,
     Placement,
     Submission,
     Summary,
@@ -95,6 +96,22 @@ class TimedJobStore(JobStore):
         with self._timed("losses"):
             return await self._store.losses(job_id)
 
-    async def prune(self, *, ended_kept: int) -> int:
+    async def add_manifest(self, manifest: Manifest, *, kept: int) -> None:
+        with self._timed("add_manifest"):
+            await self._store.add_manifest(manifest, kept=kept)
+
+    async def manifests(self, job_id: str) -> tuple[Manifest, ...]:
+        with self._timed("manifests"):
+            return await self._store.manifests(job_id)
+
+    async def condemn_manifest(self, manifest: Manifest, *, attempt: int, event: Event) -> None:
+        with self._timed("condemn_manifest"):
+            await self._store.condemn_manifest(manifest, attempt=attempt, event=event)
+
+    async def forget_manifests(self, *, ended_before: float) -> tuple[Job, ...]:
+        with self._timed("forget_manifests"):
+            return await self._store.forget_manifests(ended_before=ended_before)
+
+    async def prune(self, *, ended_kept: int) -> tuple[Job, ...]:
         with self._timed("prune"):
             return await self._store.prune(ended_kept=ended_kept)

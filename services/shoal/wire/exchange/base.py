@@ -57,6 +57,9 @@ class Session(Protocol):
     def version_changed(self) -> None:
         """Tells the peer the share's version, and moves its weights there."""
 
+    def end(self) -> None:
+        """Ends the link; what was sent before still arrives."""
+
     def slot(self, number: int) -> FloatArray:
         """Gradient buffer `number` as the shard reads it. Raises Corrupt for one that was never handed out."""
 
@@ -69,7 +72,7 @@ class ShareEndpoint(Protocol):
     touched: int  # the highest version whose buffer has begun to be written: version, or version + 1
 
     def attach(self, session: Session) -> None:
-        """Raises Stale for a wrong attempt."""
+        """Raises Stale for a wrong attempt, FencedOff for an incarnation that counts as dead."""
 
     def detach(self, session: Session) -> None: ...
 
@@ -94,7 +97,7 @@ class ShareEndpoint(Protocol):
 
 class Endpoints(Protocol):
     def endpoint(self, hello: Hello) -> ShareEndpoint:
-        """The share that a trainer asks for. Raises NotFound, or Stale for a wrong attempt."""
+        """The share that a trainer asks for. Raises NotFound, Stale for a wrong attempt, or FencedOff."""
 
 
 class ShardLink(Protocol):

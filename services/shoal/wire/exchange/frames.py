@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from shoal.core.errors import Corrupt
+from shoal.core.errors import Corrupt, FencedOff, NotFound, ShoalError, Stale
 from shoal.core.tree import Block
 
 FORMAT_VERSION = 1
@@ -59,7 +59,7 @@ class Kind(IntEnum):
     SLOT = 37  # gradient buffer number `slot`; with its descriptor by shared memory
     SQUARES = 38  # clipping: payload: this shard's sum of squares as an exact float64 expansion
     REFUSED = 39  # a push was refused; payload: UTF-8 reason; correct: 1 = computing it again may help
-    FENCED = 40  # the session's attempt is over or the job is gone; payload: UTF-8 reason
+    FENCED = 40  # attempt over, job gone, or (correct: 1) the trainer's incarnation counted as dead; payload: reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,17 @@ class Frame:
             return Block(start=self.start, size=self.size)
         except ValueError as error:
             raise Corrupt(f"frame {self.kind.name}: {error}") from error
+
+
+def last_frame(error: ShoalError) -> Frame:
+    """With which a shard ends a link."""
+    kind = Kind.FENCED if isinstance(error, Stale | NotFound) else Kind.REFUSED
+    return Frame(kind, correct=int(isinstance(error, FencedOff)), payload=str(error).encode())
+
+
+def fenced_error(frame: Frame) -> Stale:
+    """What FENCED stands for."""
+    return (FencedOff if frame.correct else Stale)(bytes(frame.payload).decode())
 
 
 def encode_header(frame: Frame, length: int, payload: Buffer = b"") -> bytes:

@@ -17,11 +17,20 @@ import grpc
 import numpy as np
 import structlog
 
-from shoal.core.errors import Corrupt, NotFound, ShoalError, Stale, Unavailable
+from shoal.core.errors import Corrupt, ShoalError, Unavailable
 from shoal.core.tree import Block
 from shoal.process.threads import start_thread
 from shoal.wire.exchange.base import MAX_SLOTS, Endpoints, Hello, ShareEndpoint
-from shoal.wire.exchange.frames import MAX_PAYLOAD_BYTES, Frame, Kind, decode, decode_all, encode, encode_header
+from shoal.wire.exchange.frames import (
+    MAX_PAYLOAD_BYTES,
+    Frame,
+    Kind,
+    decode,
+    decode_all,
+    encode,
+    encode_header,
+    last_frame,
+)
 from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace, FloatArray
 from shoal.wire.status import answered, error_of
 
@@ -81,6 +90,7 @@ class GrpcSession:
         return self._slots[number].data
 
     def end(self) -> None:
+        """What is pending still goes out."""
         with self._changed:
             self._ended = True
             self._changed.notify()
@@ -181,13 +191,14 @@ class GrpcExchangeServer:
                     for frame in decode_all(message):
                         session.receive(frame)
             except ShoalError as error:
-                kind = Kind.FENCED if isinstance(error, (Stale, NotFound)) else Kind.REFUSED
-                session.send(Frame(kind, payload=str(error).encode()))
+                session.send(last_frame(error))
                 self._log.warning(
                     "link_ended", transport="grpc", error=str(error), job_id=hello.job_id, worker_id=hello.worker_id
                 )
-            except grpc.RpcError:
-                pass  # the trainer was killed or the connection broke: nothing to say to it
+            except grpc.RpcError as error:
+                # The trainer was killed or the connection broke: nothing to say to it. gRPC keeps the error with the
+                # call, which its traceback leads back to: a circle, in which the share's memory would stay.
+                error.__traceback__ = None
             finally:
                 session.end()
                 endpoint.detach(session)

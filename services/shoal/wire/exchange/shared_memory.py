@@ -7,6 +7,7 @@ into a page of its own, the trainer maps that page and sends back what it reads.
 """
 
 import array
+import contextlib
 import os
 import secrets
 import socket
@@ -15,11 +16,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from shoal.core.errors import Corrupt, Exhausted, NotFound, ShoalError, Stale, Unavailable
+from shoal.core.errors import Corrupt, Exhausted, FencedOff, ShoalError, Unavailable
 from shoal.core.layout import PAGE
 from shoal.process.threads import start_thread
 from shoal.wire.exchange.base import MAX_SLOTS, Endpoints, Hello, ShareEndpoint
-from shoal.wire.exchange.frames import Frame, Kind, decode, encode
+from shoal.wire.exchange.frames import Frame, Kind, decode, encode, fenced_error, last_frame
 from shoal.wire.exchange.memory import FlatSpace, FloatArray, create_shared
 
 _MESSAGE_BYTES = 1 << 18  # the largest message on the socket: frames without tensors
@@ -95,6 +96,10 @@ class SharedMemorySession:
         finally:
             os.close(fd)
 
+    def end(self) -> None:
+        with contextlib.suppress(OSError):  # it has ended already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._socket.close()
         self._slots.clear()  # a sum that is still pending keeps its buffer alive
@@ -142,8 +147,7 @@ class SharedMemoryServer:
             except ConnectionError:
                 pass  # the trainer was killed: nothing to say to it
             except ShoalError as error:
-                kind = Kind.FENCED if isinstance(error, (Stale, NotFound)) else Kind.REFUSED
-                session.send(Frame(kind, payload=str(error).encode()))
+                session.send(last_frame(error))
                 self._log.warning("link_ended", transport="shared_memory", error=str(error), **_ids(session.hello))
             finally:
                 endpoint.detach(session)
@@ -155,7 +159,8 @@ class SharedMemoryServer:
         try:
             endpoint = self._endpoints.endpoint(hello)
         except ShoalError as error:
-            sock.send(encode(Frame(Kind.FENCED, payload=str(error).encode())))
+            fenced_off = int(isinstance(error, FencedOff))
+            sock.send(encode(Frame(Kind.FENCED, correct=fenced_off, payload=str(error).encode())))
             raise
         nonce = secrets.token_bytes(_NONCE_BYTES)
         probe = create_shared("shoal-probe", PAGE)
@@ -187,7 +192,7 @@ class SharedMemoryLink:
             self._socket.send(encode(Frame(Kind.HELLO, payload=hello.to_json())))
             frame, descriptors = _receive_descriptors(self._socket, 3)
             if frame.kind is Kind.FENCED:
-                raise Stale(bytes(frame.payload).decode())
+                raise fenced_error(frame)
             if frame.kind is not Kind.WELCOME or len(descriptors) != 3:
                 _close_all(descriptors)
                 raise Unavailable("the shard did not hand out its memory")
@@ -248,7 +253,7 @@ class SharedMemoryLink:
                 _close_all(descriptors)
                 self._waiting.append(frame)
                 if frame.kind is Kind.FENCED:
-                    raise Stale(bytes(frame.payload).decode())
+                    raise fenced_error(frame)
                 if frame.kind is Kind.REFUSED and not frame.correct:  # else a push that may be made again
                     raise Unavailable(bytes(frame.payload).decode())
                 continue
@@ -272,12 +277,9 @@ class SharedMemoryLink:
     def _why_it_ended(self, error: OSError) -> ShoalError:
         """What the shard said last, if it did, rather than that nobody reads any more."""
         try:
-            while message := self._socket.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT):
-                frame = decode(message)
-                if frame.kind is Kind.FENCED:
-                    return Stale(bytes(frame.payload).decode())
-                if frame.kind is Kind.REFUSED and not frame.correct:
-                    return Unavailable(bytes(frame.payload).decode())
+            while message := self._mailbox.receive(socket.MSG_DONTWAIT):
+                if (frame := decode(message)).kind is Kind.FENCED:
+                    return fenced_error(frame)
         except OSError:
             pass  # it said nothing more
         return Unavailable(f"the link to the shard broke: {error.strerror or error}")

@@ -64,6 +64,21 @@ class JobServiceStub:
                 request_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.CancelRequest.SerializeToString,
                 response_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/shoal.jobs.v1.JobService/Pause',
+                request_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.PauseRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.PauseResponse.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/shoal.jobs.v1.JobService/Resume',
+                request_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ResumeResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/shoal.jobs.v1.JobService/ListSnapshots',
+                request_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
         self.Logs = channel.unary_stream(
                 '/shoal.jobs.v1.JobService/Logs',
                 request_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.LogsRequest.SerializeToString,
@@ -126,6 +141,27 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pause(self, request, context):
+        """Gives the job's workers to others at once; its weights stay on the parameter servers. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Lets a paused job have workers again: idempotent. One that was cancelled or has failed goes on from a snapshot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """The states that the job can go on from, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Logs(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,6 +219,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.CancelRequest.FromString,
                     response_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.CancelResponse.SerializeToString,
+            ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.PauseRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.PauseResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ResumeRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ResumeResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_jobs__pb2.ListSnapshotsResponse.SerializeToString,
             ),
             'Logs': grpc.unary_stream_rpc_method_handler(
                     servicer.Logs,
@@ -367,6 +418,87 @@ class JobService:
             '/shoal.jobs.v1.JobService/Cancel',
             shoal_dot_wire_dot_v1_dot_jobs__pb2.CancelRequest.SerializeToString,
             shoal_dot_wire_dot_v1_dot_jobs__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.jobs.v1.JobService/Pause',
+            shoal_dot_wire_dot_v1_dot_jobs__pb2.PauseRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_jobs__pb2.PauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.jobs.v1.JobService/Resume',
+            shoal_dot_wire_dot_v1_dot_jobs__pb2.ResumeRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_jobs__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.jobs.v1.JobService/ListSnapshots',
+            shoal_dot_wire_dot_v1_dot_jobs__pb2.ListSnapshotsRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_jobs__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

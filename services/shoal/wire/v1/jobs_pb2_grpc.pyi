@@ -38,6 +38,12 @@ class JobServiceStub:
     Watch: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchRequest, _jobs_pb2.Job]
     """The job now and again at each change, until it has ended."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelRequest, _jobs_pb2.CancelResponse]
+    Pause: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PauseRequest, _jobs_pb2.PauseResponse]
+    """Gives the job's workers to others at once; its weights stay on the parameter servers. Idempotent."""
+    Resume: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeRequest, _jobs_pb2.ResumeResponse]
+    """Lets a paused job have workers again: idempotent. One that was cancelled or has failed goes on from a snapshot."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListSnapshotsRequest, _jobs_pb2.ListSnapshotsResponse]
+    """The states that the job can go on from, newest first."""
     Logs: _grpc.UnaryStreamMultiCallable[_jobs_pb2.LogsRequest, _jobs_pb2.LogsResponse]
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListWorkersRequest, _jobs_pb2.ListWorkersResponse]
     ListParameterServers: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListParameterServersRequest, _jobs_pb2.ListParameterServersResponse]
@@ -54,6 +60,12 @@ class JobServiceAsyncStub(JobServiceStub):
     Watch: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     """The job now and again at each change, until it has ended."""
     Cancel: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelRequest, _jobs_pb2.CancelResponse]  # type: ignore[assignment]
+    Pause: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PauseRequest, _jobs_pb2.PauseResponse]  # type: ignore[assignment]
+    """Gives the job's workers to others at once; its weights stay on the parameter servers. Idempotent."""
+    Resume: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeRequest, _jobs_pb2.ResumeResponse]  # type: ignore[assignment]
+    """Lets a paused job have workers again: idempotent. One that was cancelled or has failed goes on from a snapshot."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListSnapshotsRequest, _jobs_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """The states that the job can go on from, newest first."""
     Logs: _aio.UnaryStreamMultiCallable[_jobs_pb2.LogsRequest, _jobs_pb2.LogsResponse]  # type: ignore[assignment]
     ListWorkers: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListWorkersRequest, _jobs_pb2.ListWorkersResponse]  # type: ignore[assignment]
     ListParameterServers: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListParameterServersRequest, _jobs_pb2.ListParameterServersResponse]  # type: ignore[assignment]
@@ -103,6 +115,30 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.CancelResponse, _abc.Awaitable[_jobs_pb2.CancelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Pause(
+        self,
+        request: _jobs_pb2.PauseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.PauseResponse, _abc.Awaitable[_jobs_pb2.PauseResponse]]:
+        """Gives the job's workers to others at once; its weights stay on the parameter servers. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _jobs_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ResumeResponse, _abc.Awaitable[_jobs_pb2.ResumeResponse]]:
+        """Lets a paused job have workers again: idempotent. One that was cancelled or has failed goes on from a snapshot."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _jobs_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListSnapshotsResponse, _abc.Awaitable[_jobs_pb2.ListSnapshotsResponse]]:
+        """The states that the job can go on from, newest first."""
 
     @_abc_1.abstractmethod
     def Logs(

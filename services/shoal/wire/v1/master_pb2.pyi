@@ -164,11 +164,14 @@ class RegisterWorkerResponse(_message.Message):
     ASSIGNED_WORKER_ID_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    MASTER_EPOCH_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     message: _builtins.str
     assigned_worker_id: _builtins.str
     lease_seconds: _builtins.float
     heartbeat_seconds: _builtins.float
+    master_epoch: _builtins.int
+    """an answer with a lower one than already seen is no answer"""
     def __init__(
         self,
         *,
@@ -177,10 +180,11 @@ class RegisterWorkerResponse(_message.Message):
         assigned_worker_id: _builtins.str = ...,
         lease_seconds: _builtins.float = ...,
         heartbeat_seconds: _builtins.float = ...,
+        master_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_worker_id", b"assigned_worker_id", "heartbeat_seconds", b"heartbeat_seconds", "lease_seconds", b"lease_seconds", "message", b"message", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_worker_id", b"assigned_worker_id", "heartbeat_seconds", b"heartbeat_seconds", "lease_seconds", b"lease_seconds", "master_epoch", b"master_epoch", "message", b"message", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,17 +297,21 @@ class SendHeartbeatResponse(_message.Message):
 
     SUCCESS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    MASTER_EPOCH_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     message: _builtins.str
+    master_epoch: _builtins.int
+    """an answer with a lower one than already seen is no answer"""
     def __init__(
         self,
         *,
         success: _builtins.bool = ...,
         message: _builtins.str = ...,
+        master_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["master_epoch", b"master_epoch", "message", b"message", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,10 +480,13 @@ class RequestJobResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     GRANTS_FIELD_NUMBER: _builtins.int
+    MASTER_EPOCH_FIELD_NUMBER: _builtins.int
     assigned: _builtins.bool
     job_id: _builtins.str
     message: _builtins.str
     revision: _builtins.int
+    master_epoch: _builtins.int
+    """an answer with a lower one than already seen is no answer"""
     @_builtins.property
     def parameters(self) -> Global___JobParameters: ...
     @_builtins.property
@@ -491,10 +502,11 @@ class RequestJobResponse(_message.Message):
         message: _builtins.str = ...,
         revision: _builtins.int = ...,
         grants: _abc.Iterable[Global___Grant] | None = ...,
+        master_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "grants", b"grants", "job_id", b"job_id", "message", b"message", "parameters", b"parameters", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "grants", b"grants", "job_id", b"job_id", "master_epoch", b"master_epoch", "message", b"message", "parameters", b"parameters", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,7 +555,9 @@ class JobResults(_message.Message):
     samples: _builtins.int
     """that contributed a gradient"""
     @_builtins.property
-    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """of a failure, fatal = 1: it would repeat itself; killed = 1: by a signal, too often"""
+
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(

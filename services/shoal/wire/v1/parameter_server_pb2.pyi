@@ -182,6 +182,7 @@ class PushGradientsRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     job_id: _builtins.str
     layer_name: _builtins.str
@@ -192,6 +193,8 @@ class PushGradientsRequest(_message.Message):
     dtype: _builtins.str
     """"float32" (also when empty)"""
     attempt: _builtins.int
+    incarnation: _builtins.str
+    """as registered; one that has been fenced off is refused"""
     def __init__(
         self,
         *,
@@ -202,10 +205,11 @@ class PushGradientsRequest(_message.Message):
         version: _builtins.int = ...,
         dtype: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "dtype", b"dtype", "gradient_data", b"gradient_data", "job_id", b"job_id", "layer_name", b"layer_name", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "dtype", b"dtype", "gradient_data", b"gradient_data", "incarnation", b"incarnation", "job_id", b"job_id", "layer_name", b"layer_name", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,12 +249,15 @@ class PullParametersRequest(_message.Message):
     LAYER_NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     HAVE_VERSION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     job_id: _builtins.str
     layer_name: _builtins.str
     version: _builtins.int
     """held by the caller; with have_version=false nothing is held"""
     have_version: _builtins.bool
+    incarnation: _builtins.str
+    """as registered; one that has been fenced off is refused"""
     def __init__(
         self,
         *,
@@ -259,10 +266,11 @@ class PullParametersRequest(_message.Message):
         layer_name: _builtins.str = ...,
         version: _builtins.int = ...,
         have_version: _builtins.bool = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["have_version", b"have_version", "job_id", b"job_id", "layer_name", b"layer_name", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["have_version", b"have_version", "incarnation", b"incarnation", "job_id", b"job_id", "layer_name", b"layer_name", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,19 +312,23 @@ class GetParameterVersionRequest(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     LAYER_NAME_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     job_id: _builtins.str
     layer_name: _builtins.str
+    incarnation: _builtins.str
+    """as registered; one that has been fenced off is refused"""
     def __init__(
         self,
         *,
         worker_id: _builtins.str = ...,
         job_id: _builtins.str = ...,
         layer_name: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "layer_name", b"layer_name", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "job_id", b"job_id", "layer_name", b"layer_name", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

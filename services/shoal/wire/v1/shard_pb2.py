@@ -24,37 +24,57 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shoal/wire/v1/shard.proto\x12\x0eshoal.shard.v1\"m\n\x12\x43reateShareRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x13\n\x0bshard_index\x18\x04 \x01(\r\x12\x0e\n\x06shards\x18\x05 \x01(\r\"&\n\x13\x43reateShareResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"k\n\x12GetProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\x12\x19\n\x11known_evaluations\x18\x04 \x01(\r\"&\n\x08StepLoss\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\"M\n\nEvaluation\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x04\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\"\xda\x01\n\x13GetProgressResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12(\n\x06losses\x18\x05 \x03(\x0b\x32\x18.shoal.shard.v1.StepLoss\x12/\n\x0b\x65valuations\x18\x06 \x03(\x0b\x32\x1a.shoal.shard.v1.Evaluation\x12\x0f\n\x07started\x18\x07 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x08 \x01(\t\"2\n\x0fSnapshotRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\"T\n\x10SnapshotResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\"H\n\x13ReadSnapshotRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"$\n\x14ReadSnapshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"8\n\x10\x44ropShareRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65lete_files\x18\x02 \x01(\x08\"$\n\x11\x44ropShareResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\x32\xbc\x03\n\x0cShardService\x12V\n\x0b\x43reateShare\x12\".shoal.shard.v1.CreateShareRequest\x1a#.shoal.shard.v1.CreateShareResponse\x12V\n\x0bGetProgress\x12\".shoal.shard.v1.GetProgressRequest\x1a#.shoal.shard.v1.GetProgressResponse\x12M\n\x08Snapshot\x12\x1f.shoal.shard.v1.SnapshotRequest\x1a .shoal.shard.v1.SnapshotResponse\x12[\n\x0cReadSnapshot\x12#.shoal.shard.v1.ReadSnapshotRequest\x1a$.shoal.shard.v1.ReadSnapshotResponse0\x01\x12P\n\tDropShare\x12 .shoal.shard.v1.DropShareRequest\x1a!.shoal.shard.v1.DropShareResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shoal/wire/v1/shard.proto\x12\x0eshoal.shard.v1\"P\n\x0cSnapshotFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\"L\n\x0eInitialWeights\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1b.shoal.shard.v1.InitialFile\"U\n\x0bInitialFile\x12*\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1c.shoal.shard.v1.SnapshotFile\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\"\x85\x02\n\x12\x43reateShareRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x13\n\x0bshard_index\x18\x04 \x01(\r\x12\x0e\n\x06shards\x18\x05 \x01(\r\x12-\n\x07restore\x18\x06 \x01(\x0b\x32\x1c.shoal.shard.v1.SnapshotFile\x12\x12\n\nstart_over\x18\x07 \x01(\x08\x12/\n\x07initial\x18\x08 \x01(\x0b\x32\x1e.shoal.shard.v1.InitialWeights\x12\x0c\n\x04\x63\x61ll\x18\t \x01(\x04\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"P\n\x13\x43reateShareResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0fmade_in_attempt\x18\x02 \x01(\x04\x12\x0f\n\x07started\x18\x03 \x01(\x08\"\x81\x01\n\x12GetProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\x12\x19\n\x11known_evaluations\x18\x04 \x01(\r\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"&\n\x08StepLoss\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\"M\n\nEvaluation\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x04\x12\x0f\n\x07samples\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\"\xda\x01\n\x13GetProgressResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x04\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12(\n\x06losses\x18\x05 \x03(\x0b\x32\x18.shoal.shard.v1.StepLoss\x12/\n\x0b\x65valuations\x18\x06 \x03(\x0b\x32\x1a.shoal.shard.v1.Evaluation\x12\x0f\n\x07started\x18\x07 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x08 \x01(\t\"\\\n\x0fSnapshotRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\x12\x12\n\nat_version\x18\x03 \x01(\x04\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"k\n\x10SnapshotResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x15\n\ractive_shards\x18\x05 \x01(\r\"^\n\x13ReadSnapshotRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"$\n\x14ReadSnapshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"N\n\x10\x44ropShareRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65lete_files\x18\x02 \x01(\x08\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"$\n\x11\x44ropShareResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\"o\n\x0c\x46\x65nceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\x12\x14\n\x0cincarnations\x18\x03 \x03(\t\x12\x12\n\nworker_ids\x18\x04 \x03(\t\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"!\n\rFenceResponse\x12\x10\n\x08sessions\x18\x01 \x01(\r\"<\n\x14ListSnapshotsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\".\n\x08JobFiles\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nfile_names\x18\x02 \x03(\t\"?\n\x15ListSnapshotsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.shoal.shard.v1.JobFiles\"R\n\x16\x44\x65leteSnapshotsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nfile_names\x18\x02 \x03(\t\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"\x19\n\x17\x44\x65leteSnapshotsResponse2\xc4\x05\n\x0cShardService\x12V\n\x0b\x43reateShare\x12\".shoal.shard.v1.CreateShareRequest\x1a#.shoal.shard.v1.CreateShareResponse\x12V\n\x0bGetProgress\x12\".shoal.shard.v1.GetProgressRequest\x1a#.shoal.shard.v1.GetProgressResponse\x12M\n\x08Snapshot\x12\x1f.shoal.shard.v1.SnapshotRequest\x1a .shoal.shard.v1.SnapshotResponse\x12[\n\x0cReadSnapshot\x12#.shoal.shard.v1.ReadSnapshotRequest\x1a$.shoal.shard.v1.ReadSnapshotResponse0\x01\x12\x44\n\x05\x46\x65nce\x12\x1c.shoal.shard.v1.FenceRequest\x1a\x1d.shoal.shard.v1.FenceResponse\x12P\n\tDropShare\x12 .shoal.shard.v1.DropShareRequest\x1a!.shoal.shard.v1.DropShareResponse\x12\\\n\rListSnapshots\x12$.shoal.shard.v1.ListSnapshotsRequest\x1a%.shoal.shard.v1.ListSnapshotsResponse\x12\x62\n\x0f\x44\x65leteSnapshots\x12&.shoal.shard.v1.DeleteSnapshotsRequest\x1a\'.shoal.shard.v1.DeleteSnapshotsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.wire.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATESHAREREQUEST']._serialized_start=45
-  _globals['_CREATESHAREREQUEST']._serialized_end=154
-  _globals['_CREATESHARERESPONSE']._serialized_start=156
-  _globals['_CREATESHARERESPONSE']._serialized_end=194
-  _globals['_GETPROGRESSREQUEST']._serialized_start=196
-  _globals['_GETPROGRESSREQUEST']._serialized_end=303
-  _globals['_STEPLOSS']._serialized_start=305
-  _globals['_STEPLOSS']._serialized_end=343
-  _globals['_EVALUATION']._serialized_start=345
-  _globals['_EVALUATION']._serialized_end=422
-  _globals['_GETPROGRESSRESPONSE']._serialized_start=425
-  _globals['_GETPROGRESSRESPONSE']._serialized_end=643
-  _globals['_SNAPSHOTREQUEST']._serialized_start=645
-  _globals['_SNAPSHOTREQUEST']._serialized_end=695
-  _globals['_SNAPSHOTRESPONSE']._serialized_start=697
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=781
-  _globals['_READSNAPSHOTREQUEST']._serialized_start=783
-  _globals['_READSNAPSHOTREQUEST']._serialized_end=855
-  _globals['_READSNAPSHOTRESPONSE']._serialized_start=857
-  _globals['_READSNAPSHOTRESPONSE']._serialized_end=893
-  _globals['_DROPSHAREREQUEST']._serialized_start=895
-  _globals['_DROPSHAREREQUEST']._serialized_end=951
-  _globals['_DROPSHARERESPONSE']._serialized_start=953
-  _globals['_DROPSHARERESPONSE']._serialized_end=989
-  _globals['_SHARDSERVICE']._serialized_start=992
-  _globals['_SHARDSERVICE']._serialized_end=1436
+  _globals['_SNAPSHOTFILE']._serialized_start=45
+  _globals['_SNAPSHOTFILE']._serialized_end=125
+  _globals['_INITIALWEIGHTS']._serialized_start=127
+  _globals['_INITIALWEIGHTS']._serialized_end=203
+  _globals['_INITIALFILE']._serialized_start=205
+  _globals['_INITIALFILE']._serialized_end=290
+  _globals['_CREATESHAREREQUEST']._serialized_start=293
+  _globals['_CREATESHAREREQUEST']._serialized_end=554
+  _globals['_CREATESHARERESPONSE']._serialized_start=556
+  _globals['_CREATESHARERESPONSE']._serialized_end=636
+  _globals['_GETPROGRESSREQUEST']._serialized_start=639
+  _globals['_GETPROGRESSREQUEST']._serialized_end=768
+  _globals['_STEPLOSS']._serialized_start=770
+  _globals['_STEPLOSS']._serialized_end=808
+  _globals['_EVALUATION']._serialized_start=810
+  _globals['_EVALUATION']._serialized_end=887
+  _globals['_GETPROGRESSRESPONSE']._serialized_start=890
+  _globals['_GETPROGRESSRESPONSE']._serialized_end=1108
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1110
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1202
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=1204
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=1311
+  _globals['_READSNAPSHOTREQUEST']._serialized_start=1313
+  _globals['_READSNAPSHOTREQUEST']._serialized_end=1407
+  _globals['_READSNAPSHOTRESPONSE']._serialized_start=1409
+  _globals['_READSNAPSHOTRESPONSE']._serialized_end=1445
+  _globals['_DROPSHAREREQUEST']._serialized_start=1447
+  _globals['_DROPSHAREREQUEST']._serialized_end=1525
+  _globals['_DROPSHARERESPONSE']._serialized_start=1527
+  _globals['_DROPSHARERESPONSE']._serialized_end=1563
+  _globals['_FENCEREQUEST']._serialized_start=1565
+  _globals['_FENCEREQUEST']._serialized_end=1676
+  _globals['_FENCERESPONSE']._serialized_start=1678
+  _globals['_FENCERESPONSE']._serialized_end=1711
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1713
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1773
+  _globals['_JOBFILES']._serialized_start=1775
+  _globals['_JOBFILES']._serialized_end=1821
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1823
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1886
+  _globals['_DELETESNAPSHOTSREQUEST']._serialized_start=1888
+  _globals['_DELETESNAPSHOTSREQUEST']._serialized_end=1970
+  _globals['_DELETESNAPSHOTSRESPONSE']._serialized_start=1972
+  _globals['_DELETESNAPSHOTSRESPONSE']._serialized_end=1997
+  _globals['_SHARDSERVICE']._serialized_start=2000
+  _globals['_SHARDSERVICE']._serialized_end=2708
 # @@protoc_insertion_point(module_scope)

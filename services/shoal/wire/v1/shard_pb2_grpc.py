@@ -54,10 +54,25 @@ class ShardServiceStub:
                 request_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ReadSnapshotRequest.SerializeToString,
                 response_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ReadSnapshotResponse.FromString,
                 _registered_method=True)
+        self.Fence = channel.unary_unary(
+                '/shoal.shard.v1.ShardService/Fence',
+                request_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.FenceRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.FenceResponse.FromString,
+                _registered_method=True)
         self.DropShare = channel.unary_unary(
                 '/shoal.shard.v1.ShardService/DropShare',
                 request_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DropShareRequest.SerializeToString,
                 response_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DropShareResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/shoal.shard.v1.ShardService/ListSnapshots',
+                request_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshots = channel.unary_unary(
+                '/shoal.shard.v1.ShardService/DeleteSnapshots',
+                request_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DeleteSnapshotsRequest.SerializeToString,
+                response_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DeleteSnapshotsResponse.FromString,
                 _registered_method=True)
 
 
@@ -65,8 +80,8 @@ class ShardServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def CreateShare(self, request, context):
-        """Makes the job's share on this server. Idempotent for the same attempt; a higher attempt fences the lower
-        ones and keeps the weights.
+        """Makes the job's share on this server, at version 0 or as a snapshot has it. Idempotent for the same attempt; a
+        higher attempt fences the lower ones and keeps the weights, unless it says start_over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,7 +95,7 @@ class ShardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Writes the share's weights to a file and reports it.
+        """Writes the share to a file and reports it once it is durable. OUT_OF_RANGE if at_version has passed already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,9 +108,29 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fence(self, request, context):
+        """Cuts off processes that the master has counted as dead: their links end, and nothing that they still send counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DropShare(self, request, context):
         """Frees the share's memory; with delete_files also its snapshots.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Names of the files that are kept here: of one job, or of all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -123,10 +158,25 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ReadSnapshotRequest.FromString,
                     response_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ReadSnapshotResponse.SerializeToString,
             ),
+            'Fence': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fence,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.FenceRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.FenceResponse.SerializeToString,
+            ),
             'DropShare': grpc.unary_unary_rpc_method_handler(
                     servicer.DropShare,
                     request_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DropShareRequest.FromString,
                     response_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DropShareResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshots,
+                    request_deserializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DeleteSnapshotsRequest.FromString,
+                    response_serializer=shoal_dot_wire_dot_v1_dot_shard__pb2.DeleteSnapshotsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -248,6 +298,33 @@ class ShardService:
             _registered_method=True)
 
     @staticmethod
+    def Fence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.shard.v1.ShardService/Fence',
+            shoal_dot_wire_dot_v1_dot_shard__pb2.FenceRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_shard__pb2.FenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DropShare(request,
             target,
             options=(),
@@ -264,6 +341,60 @@ class ShardService:
             '/shoal.shard.v1.ShardService/DropShare',
             shoal_dot_wire_dot_v1_dot_shard__pb2.DropShareRequest.SerializeToString,
             shoal_dot_wire_dot_v1_dot_shard__pb2.DropShareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.shard.v1.ShardService/ListSnapshots',
+            shoal_dot_wire_dot_v1_dot_shard__pb2.ListSnapshotsRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_shard__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.shard.v1.ShardService/DeleteSnapshots',
+            shoal_dot_wire_dot_v1_dot_shard__pb2.DeleteSnapshotsRequest.SerializeToString,
+            shoal_dot_wire_dot_v1_dot_shard__pb2.DeleteSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shoal.wire.v1 import master_pb2 as shoal_dot_wire_dot_v1_dot_master__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashoal/wire/v1/worker.proto\x12\x0fshoal.worker.v1\x1a\x1ashoal/wire/v1/master.proto\"Q\n\x0bTrainingJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x32\n\nparameters\x18\x02 \x01(\x0b\x32\x1e.shoal.master.v1.JobParameters\"r\n\x0eTrainingConfig\x12\x1d\n\x15\x64\x65\x66\x61ult_learning_rate\x18\x01 \x01(\x01\x12\x1a\n\x12\x64\x65\x66\x61ult_batch_size\x18\x02 \x01(\x05\x12\x12\n\nmax_epochs\x18\x03 \x01(\x05\x12\x11\n\toptimizer\x18\x04 \x01(\t\"h\n\x14StartTrainingRequest\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.shoal.worker.v1.TrainingJob\x12%\n\x05grant\x18\x02 \x01(\x0b\x32\x16.shoal.master.v1.Grant\"9\n\x15StartTrainingResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"6\n\x13StopTrainingRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\"8\n\x14StopTrainingResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"$\n\x0cLeaveRequest\x12\x14\n\x0cwait_seconds\x18\x01 \x01(\x01\"B\n\rLeaveResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07job_ids\x18\x03 \x03(\t\"%\n\x10GetStatusRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\xe0\x01\n\x11GetStatusResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12-\n\x06status\x18\x03 \x01(\x0b\x32\x1d.shoal.master.v1.WorkerStatus\x12\x39\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32#.shoal.master.v1.WorkerCapabilities\x12*\n\x04jobs\x18\x05 \x03(\x0b\x32\x1c.shoal.master.v1.JobProgress\x12\x13\n\x0bincarnation\x18\x06 \x01(\t2\xe8\x02\n\rWorkerService\x12^\n\rStartTraining\x12%.shoal.worker.v1.StartTrainingRequest\x1a&.shoal.worker.v1.StartTrainingResponse\x12[\n\x0cStopTraining\x12$.shoal.worker.v1.StopTrainingRequest\x1a%.shoal.worker.v1.StopTrainingResponse\x12R\n\tGetStatus\x12!.shoal.worker.v1.GetStatusRequest\x1a\".shoal.worker.v1.GetStatusResponse\x12\x46\n\x05Leave\x12\x1d.shoal.worker.v1.LeaveRequest\x1a\x1e.shoal.worker.v1.LeaveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashoal/wire/v1/worker.proto\x12\x0fshoal.worker.v1\x1a\x1ashoal/wire/v1/master.proto\"Q\n\x0bTrainingJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x32\n\nparameters\x18\x02 \x01(\x0b\x32\x1e.shoal.master.v1.JobParameters\"r\n\x0eTrainingConfig\x12\x1d\n\x15\x64\x65\x66\x61ult_learning_rate\x18\x01 \x01(\x01\x12\x1a\n\x12\x64\x65\x66\x61ult_batch_size\x18\x02 \x01(\x05\x12\x12\n\nmax_epochs\x18\x03 \x01(\x05\x12\x11\n\toptimizer\x18\x04 \x01(\t\"~\n\x14StartTrainingRequest\x12)\n\x03job\x18\x01 \x01(\x0b\x32\x1c.shoal.worker.v1.TrainingJob\x12%\n\x05grant\x18\x02 \x01(\x0b\x32\x16.shoal.master.v1.Grant\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"9\n\x15StartTrainingResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"L\n\x13StopTrainingRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x04\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"8\n\x14StopTrainingResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"$\n\x0cLeaveRequest\x12\x14\n\x0cwait_seconds\x18\x01 \x01(\x01\"B\n\rLeaveResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07job_ids\x18\x03 \x03(\t\";\n\x10GetStatusRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x14\n\x0cmaster_epoch\x18\x0f \x01(\x04\"\xe0\x01\n\x11GetStatusResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12-\n\x06status\x18\x03 \x01(\x0b\x32\x1d.shoal.master.v1.WorkerStatus\x12\x39\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32#.shoal.master.v1.WorkerCapabilities\x12*\n\x04jobs\x18\x05 \x03(\x0b\x32\x1c.shoal.master.v1.JobProgress\x12\x13\n\x0bincarnation\x18\x06 \x01(\t2\xe8\x02\n\rWorkerService\x12^\n\rStartTraining\x12%.shoal.worker.v1.StartTrainingRequest\x1a&.shoal.worker.v1.StartTrainingResponse\x12[\n\x0cStopTraining\x12$.shoal.worker.v1.StopTrainingRequest\x1a%.shoal.worker.v1.StopTrainingResponse\x12R\n\tGetStatus\x12!.shoal.worker.v1.GetStatusRequest\x1a\".shoal.worker.v1.GetStatusResponse\x12\x46\n\x05Leave\x12\x1d.shoal.worker.v1.LeaveRequest\x1a\x1e.shoal.worker.v1.LeaveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,21 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGCONFIG']._serialized_start=158
   _globals['_TRAININGCONFIG']._serialized_end=272
   _globals['_STARTTRAININGREQUEST']._serialized_start=274
-  _globals['_STARTTRAININGREQUEST']._serialized_end=378
-  _globals['_STARTTRAININGRESPONSE']._serialized_start=380
-  _globals['_STARTTRAININGRESPONSE']._serialized_end=437
-  _globals['_STOPTRAININGREQUEST']._serialized_start=439
-  _globals['_STOPTRAININGREQUEST']._serialized_end=493
-  _globals['_STOPTRAININGRESPONSE']._serialized_start=495
-  _globals['_STOPTRAININGRESPONSE']._serialized_end=551
-  _globals['_LEAVEREQUEST']._serialized_start=553
-  _globals['_LEAVEREQUEST']._serialized_end=589
-  _globals['_LEAVERESPONSE']._serialized_start=591
-  _globals['_LEAVERESPONSE']._serialized_end=657
-  _globals['_GETSTATUSREQUEST']._serialized_start=659
-  _globals['_GETSTATUSREQUEST']._serialized_end=696
-  _globals['_GETSTATUSRESPONSE']._serialized_start=699
-  _globals['_GETSTATUSRESPONSE']._serialized_end=923
-  _globals['_WORKERSERVICE']._serialized_start=926
-  _globals['_WORKERSERVICE']._serialized_end=1286
+  _globals['_STARTTRAININGREQUEST']._serialized_end=400
+  _globals['_STARTTRAININGRESPONSE']._serialized_start=402
+  _globals['_STARTTRAININGRESPONSE']._serialized_end=459
+  _globals['_STOPTRAININGREQUEST']._serialized_start=461
+  _globals['_STOPTRAININGREQUEST']._serialized_end=537
+  _globals['_STOPTRAININGRESPONSE']._serialized_start=539
+  _globals['_STOPTRAININGRESPONSE']._serialized_end=595
+  _globals['_LEAVEREQUEST']._serialized_start=597
+  _globals['_LEAVEREQUEST']._serialized_end=633
+  _globals['_LEAVERESPONSE']._serialized_start=635
+  _globals['_LEAVERESPONSE']._serialized_end=701
+  _globals['_GETSTATUSREQUEST']._serialized_start=703
+  _globals['_GETSTATUSREQUEST']._serialized_end=762
+  _globals['_GETSTATUSRESPONSE']._serialized_start=765
+  _globals['_GETSTATUSRESPONSE']._serialized_end=989
+  _globals['_WORKERSERVICE']._serialized_start=992
+  _globals['_WORKERSERVICE']._serialized_end=1352
 # @@protoc_insertion_point(module_scope)

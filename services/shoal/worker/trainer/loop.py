@@ -15,6 +15,7 @@ from shoal.worker.trainer.replica import Replica
 
 LEAST_PATIENCE_SECONDS = 0.25  # before the work of others is done again: well above a healthy worker's jitter
 PATIENCE_STEPS = 2.0  # ... or this many times what a step took lately
+LONGEST_WAIT_SECONDS = 1.0  # then it looks around: the agent wants a sign of life
 _SMOOTHING = 0.2
 
 
@@ -27,7 +28,10 @@ class Task:
 
 
 class TrainingLoop:
-    """`take_ranks` returns the ranks that this worker hosts now; they may change between any two units."""
+    """`take_ranks` returns the ranks that this worker hosts now; they may change between any two units.
+
+    While `may_work` is false, the loop holds still: it listens to the shards and does nothing.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class TrainingLoop:
         replica: Replica,
         target_accuracy: float | None,
         take_ranks: Callable[[], range],
+        may_work: Callable[[], bool] = lambda: True,
     ) -> None:
         self._plan = plan
         self._parameters = parameters
@@ -45,7 +50,11 @@ class TrainingLoop:
         self._replica = replica
         self._target_accuracy = target_accuracy
         self._take_ranks = take_ranks
+        self._may_work = may_work
         self.on_advance: Callable[[int], None] = lambda _: None  # told of each version that the loop takes up
+        self.on_turn: Callable[[int], None] = lambda _: (
+            None
+        )  # told of the version at hand, again and again: a sign of life
         self.wait_seconds: list[float] = []  # for whoever reports them, and empties the list
         self._last_push = 0.0
         self._task: Task | None = None
@@ -59,6 +68,8 @@ class TrainingLoop:
     def run(self) -> Results:
         """Trains to the end. Raises what `Parameters` raises."""
         while True:
+            while not self._may_work():
+                self._parameters.wait(LEAST_PATIENCE_SECONDS)
             task = self._next_task()
             if task is None:
                 return self._results()
@@ -78,6 +89,7 @@ class TrainingLoop:
             self._take_ranks()
             self._parameters.wait(LEAST_PATIENCE_SECONDS)
             version = self._parameters.version
+            self.on_turn(max(0, version))
         if self._plan.evaluates_at(version) and version not in self._parameters.evaluations:
             return Task(version=version, evaluation=True)
         if version >= self._plan.total_steps or self._reached_target(version):
@@ -115,6 +127,7 @@ class TrainingLoop:
         self._parameters.refused.clear()
         self._parameters.missing = None
         self.on_advance(task.version)
+        self.on_turn(task.version)
         return True
 
     def _due(self, task: Task, ranks: Iterable[int]) -> Iterator[Block]:
@@ -143,6 +156,7 @@ class TrainingLoop:
         self._last_push = time.monotonic()
         if not self._done.covers(block):
             self._done.insert(block)
+        self.on_turn(task.version)
 
     def _await_or_help(self, task: Task) -> None:
         """Waits for news. When others are late, does a part of their work: the first copy in counts.
@@ -153,8 +167,9 @@ class TrainingLoop:
             self._own_done = time.monotonic()
         patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_STEPS * self._step_seconds)
         waited = time.monotonic() - self._began
+        self.on_turn(task.version)
         if waited < patience:
-            self._parameters.wait(patience - waited)
+            self._parameters.wait(min(patience - waited, LONGEST_WAIT_SECONDS))
             return
         missing = self._parameters.missing
         if missing is None or (missing.step, missing.evaluation) != (task.version, task.evaluation):

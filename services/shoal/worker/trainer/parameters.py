@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.core.errors import Stale, Unavailable
+from shoal.core.errors import Unavailable
 from shoal.core.layout import Layout, Share
 from shoal.core.tree import Block
 from shoal.models.evaluation import EvaluationSums
 from shoal.wire.exchange.base import ShardLink
-from shoal.wire.exchange.frames import Frame, Kind
+from shoal.wire.exchange.frames import Frame, Kind, fenced_error
 from shoal.wire.exchange.memory import ELEMENT_BYTES, FlatSpace
 
 _NO_VERSION = -1
@@ -207,7 +207,7 @@ class Parameters:
                     raise Unavailable(f"the shard refused a push: {bytes(frame.payload).decode()}")
                 self.refused.append((frame.step, frame.block))
             case Kind.FENCED:
-                raise Stale(bytes(frame.payload).decode())
+                raise fenced_error(frame)
             case _:
                 raise Unavailable(f"the shard sent an unexpected {frame.kind.name}")
 
