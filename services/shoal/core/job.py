@@ -1,7 +1,7 @@
 """Jobs and the cluster's members as the scheduler and the store see them."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import StrEnum, auto
 
 
 class Phase(StrEnum):
@@ -45,6 +45,14 @@ class Results:
     weights_sha256: str = ""  # hex, of the model.safetensors file
     steps: int = 0
     samples: int = 0
+
+
+class Failure(StrEnum):
+    """What to do about results without success."""
+
+    RETRIED = auto()  # the attempt ends; another one may succeed
+    FATAL = auto()  # another attempt would fail the same way
+    KILLED = auto()  # signals kept killing the trainers of this worker: others may go on with the attempt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

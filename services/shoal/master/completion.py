@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from shoal.core.errors import DeadlineExceeded, InvalidInput, NotFound, ShoalError, Stale, Unavailable
-from shoal.core.job import Phase, Results, ShardFile
+from shoal.core.job import Failure, Phase, Results, ShardFile
 from shoal.master import reasons, transitions
 from shoal.master.endings import Endings
 from shoal.master.following import Follower
@@ -31,6 +31,7 @@ class Completion:
     incarnation: str
     attempt: int  # 0: a client without attempts
     results: Results
+    failure: Failure = Failure.RETRIED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +122,12 @@ class Completions:
             f"{report.worker_id}: the trainer failed without saying why",
         )
         others = run.ranks.keys() - self._live.unfit(run) - {report.worker_id}
-        if report.results.metrics.get("killed") == 1 and others:
+        if report.failure is Failure.KILLED and others:
             run.unfit[report.worker_id] = report.incarnation
             self._log.warning("worker_unfit", job_id=run.job_id, worker_id=report.worker_id, detail=errors[-1])
             self._live.kick()
             return Answer(accepted=True, message=f"other workers go on with attempt {run.attempt} of job {run.job_id}")
-        fatal = report.results.metrics.get("fatal") == 1
+        fatal = report.failure is Failure.FATAL
         lost = () if fatal else await self._lost_shares(run)
         if lost:
             message = f"the share on {', '.join(lost)} is gone, says the end of a trainer: {errors[-1]}"

@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 
 from shoal.core.facts import DatasetFacts
-from shoal.core.job import Capabilities, Grant, Load, Progress, Results, ShardAddress
+from shoal.core.job import Capabilities, Failure, Grant, Load, Progress, Results, ShardAddress
 from shoal.wire.v1 import master_pb2, parameter_server_pb2
+
+_FAILURES_TO_PROTO = {
+    Failure.RETRIED: master_pb2.FAILURE_UNSPECIFIED,
+    Failure.FATAL: master_pb2.FAILURE_FATAL,
+    Failure.KILLED: master_pb2.FAILURE_KILLED,
+}
+_FAILURES_FROM_PROTO = {value: noun for noun, value in _FAILURES_TO_PROTO.items()}
 
 
 def capabilities_to_proto(noun: Capabilities) -> master_pb2.WorkerCapabilities:
@@ -115,6 +122,15 @@ def results_from_proto(message: master_pb2.JobResults) -> Results:
         steps=message.steps,
         samples=message.samples,
     )
+
+
+def failure_to_proto(noun: Failure) -> master_pb2.Failure.ValueType:
+    return _FAILURES_TO_PROTO[noun]
+
+
+def failure_from_proto(value: master_pb2.Failure.ValueType) -> Failure:
+    """One that is not known, of a newer worker, is as if it said nothing."""
+    return _FAILURES_FROM_PROTO.get(value, Failure.RETRIED)
 
 
 def facts_to_proto(noun: DatasetFacts) -> parameter_server_pb2.DatasetFacts:

@@ -14,13 +14,14 @@ import grpc
 import structlog
 
 from shoal.core.errors import DeadlineExceeded, Exhausted, FencedOff, NotFound, ShoalError, Stale, Unavailable
-from shoal.core.job import Capabilities, Grant, Load, Progress, Results
+from shoal.core.job import Capabilities, Failure, Grant, Load, Progress, Results
 from shoal.metrics.worker import WorkerMetrics
 from shoal.process.clock import awake_or_asleep_seconds
 from shoal.process.identity import new_incarnation
 from shoal.process.load import LoadMeter
 from shoal.wire.convert import (
     capabilities_to_proto,
+    failure_to_proto,
     grant_from_proto,
     load_to_proto,
     progress_to_proto,
@@ -515,14 +516,16 @@ class Agent:
         A master that has just been started again does not recognize this worker, or has not taken up the attempt yet:
         as long as its own list says that the attempt is this worker's, it is told again.
         """
+        failure = Failure.RETRIED
         match ending:
             case Finished(results=results):
                 pass
             case Failed(error=error, fatal=fatal):
-                results = Results(success=False, errors=(error,), metrics={"fatal": 1.0} if fatal else {})
+                results = Results(success=False, errors=(error,))
+                failure = Failure.FATAL if fatal else failure
             case Crashed():
-                killed = {"killed": 1.0} if ending.by_signal else {}
-                results = Results(success=False, errors=(ending.describe(),), metrics=killed)
+                results = Results(success=False, errors=(ending.describe(),))
+                failure = Failure.KILLED if ending.by_signal else failure
             case Fenced(reason=reason, incarnation=True):
                 await self._begin_anew(incarnation, reason)
                 return
@@ -536,6 +539,7 @@ class Agent:
             attempt=grant.attempt,
             incarnation=incarnation,
             results=results_to_proto(results),
+            failure=failure_to_proto(failure),
         )
         retry = _RETRY_SECONDS
         while True:

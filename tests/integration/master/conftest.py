@@ -140,6 +140,7 @@ class RunningMaster:
         worker_id: str = "worker-1",
         attempt: int = 1,
         incarnation: str | None = None,
+        failure: "master_pb2.Failure.ValueType" = master_pb2.FAILURE_UNSPECIFIED,
         **results: Any,
     ) -> Any:
         return self.master.CompleteJob(
@@ -149,6 +150,7 @@ class RunningMaster:
                 attempt=attempt,
                 incarnation=f"of-{worker_id}" if incarnation is None else incarnation,
                 results=master_pb2.JobResults(**{"success": True, "accuracy": 0.97, "loss": 0.1, **results}),
+                failure=failure,
             ),
             timeout=CALL_SECONDS,
         )

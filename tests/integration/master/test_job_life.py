@@ -163,7 +163,7 @@ def test_a_job_that_always_fails_ends_after_its_attempts_with_the_last_errors(ma
 
 def test_a_failure_that_repeating_can_not_mend_ends_the_job_at_once(master, shard):
     job_id = begin(master, shard)
-    master.complete(job_id, success=False, errors=["no such file"], metrics={"fatal": 1.0})
+    master.complete(job_id, success=False, errors=["no such file"], failure=master_pb2.FAILURE_FATAL)
     assert master.phase_is(job_id, "FAILED").attempt == 1
 
 
@@ -171,7 +171,7 @@ def test_where_trainers_keep_being_killed_others_go_on_with_the_attempt(master, 
     master.register("worker-2")
     job_id = begin(master, shard)
     eventually(lambda: [one.last_rank - one.first_rank for one in master.poll("worker-2").grants] == [4])
-    killed = {"success": False, "errors": ["killed by SIGKILL"], "metrics": {"killed": 1.0}}
+    killed = {"success": False, "errors": ["killed by SIGKILL"], "failure": master_pb2.FAILURE_KILLED}
     for _ in range(2):  # the answer to the first is lost
         answer = master.complete(job_id, **killed)
     assert answer.success or answer.message.startswith("stale")
@@ -193,7 +193,7 @@ def test_an_attempt_that_all_who_are_left_have_given_up_begins_anew(master, shar
     master.register("worker-2")
     job_id = begin(master, shard)
     eventually(lambda: master.poll("worker-2").grants)
-    assert master.complete(job_id, success=False, errors=["killed"], metrics={"killed": 1.0}).success
+    assert master.complete(job_id, success=False, errors=["killed"], failure=master_pb2.FAILURE_KILLED).success
     eventually(lambda: not master.poll().grants)
     master.heartbeat("worker-2", presence=master_pb2.PRESENCE_LEAVING)
     eventually(lambda: [one.attempt for one in master.poll().grants] == [2])

@@ -176,6 +176,20 @@ async def test_a_trainer_is_started_again_only_so_many_times_and_then_reported(
     (error,) = report.results.errors
     assert error.startswith("the trainer was killed by SIGKILL; its last lines:\n")
     assert "training" in error
+    assert report.failure == master_pb2.FAILURE_KILLED
+
+
+async def test_a_failure_that_repeating_can_not_mend_is_reported_as_one(
+    master: AnsweringMaster, tmp_path: Path
+) -> None:
+    spec = spec_of(data={"source": "file:///etc/passwd.csv"})
+    with master, running_shards(spec, tmp_path, count=1) as shards:
+        async with running_agent(master):
+            master.grant(granted(shards.grant()))
+            await until(lambda: master.reports, "no report")
+    assert [(report.results.success, report.failure) for report in master.reports] == [
+        (False, master_pb2.FAILURE_FATAL)
+    ]
 
 
 async def test_an_error_while_it_follows_a_job_ends_the_agent_loudly(

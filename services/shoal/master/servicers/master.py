@@ -20,7 +20,7 @@ from shoal.master.shield import to_the_end
 from shoal.master.store.base import LogLine
 from shoal.metrics.master import MasterMetrics
 from shoal.process.logs import get_logger
-from shoal.wire.convert import load_from_proto, progress_from_proto, results_from_proto
+from shoal.wire.convert import failure_from_proto, load_from_proto, progress_from_proto, results_from_proto
 from shoal.wire.status import answered_async
 from shoal.wire.v1 import master_pb2, master_pb2_grpc
 
@@ -168,6 +168,7 @@ class MasterServicer(master_pb2_grpc.MasterServiceServicer):
                 incarnation=request.incarnation,
                 attempt=request.attempt,
                 results=results_from_proto(request.results),
+                failure=failure_from_proto(request.failure),
             )
             answer = await to_the_end(self._completions.complete(report))
             self._log.info(

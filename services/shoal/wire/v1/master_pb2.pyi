@@ -62,6 +62,30 @@ PRESENCE_LEFT: Presence.ValueType  # 2
 """it ends now: nobody needs to wait for its lease"""
 Global___Presence: _TypeAlias = Presence  # noqa: Y015
 
+class _Failure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FAILURE_UNSPECIFIED: _Failure.ValueType  # 0
+    """the attempt ends; another one may succeed"""
+    FAILURE_FATAL: _Failure.ValueType  # 1
+    """another attempt would fail the same way: the job fails at once"""
+    FAILURE_KILLED: _Failure.ValueType  # 2
+    """signals kept killing the trainers of this worker: others may go on with the attempt"""
+
+class Failure(_Failure, metaclass=_FailureEnumTypeWrapper):
+    """What to do about results without success."""
+
+FAILURE_UNSPECIFIED: Failure.ValueType  # 0
+"""the attempt ends; another one may succeed"""
+FAILURE_FATAL: Failure.ValueType  # 1
+"""another attempt would fail the same way: the job fails at once"""
+FAILURE_KILLED: Failure.ValueType  # 2
+"""signals kept killing the trainers of this worker: others may go on with the attempt"""
+Global___Failure: _TypeAlias = Failure  # noqa: Y015
+
 @_typing.final
 class WorkerCapabilities(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -555,9 +579,7 @@ class JobResults(_message.Message):
     samples: _builtins.int
     """that contributed a gradient"""
     @_builtins.property
-    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """of a failure, fatal = 1: it would repeat itself; killed = 1: by a signal, too often"""
-
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -589,11 +611,13 @@ class CompleteJobRequest(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     job_id: _builtins.str
     attempt: _builtins.int
     """0: a client without attempts (external trainers)"""
     incarnation: _builtins.str
+    failure: Global___Failure.ValueType
     @_builtins.property
     def results(self) -> Global___JobResults: ...
     def __init__(
@@ -604,10 +628,11 @@ class CompleteJobRequest(_message.Message):
         results: Global___JobResults | None = ...,
         attempt: _builtins.int = ...,
         incarnation: _builtins.str = ...,
+        failure: Global___Failure.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "incarnation", b"incarnation", "job_id", b"job_id", "results", b"results", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "failure", b"failure", "incarnation", b"incarnation", "job_id", b"job_id", "results", b"results", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
