@@ -103,6 +103,17 @@ def dead_incarnation_not_cut_off() -> Changes:
 
 
 @bug
+def squares_forgotten_once_the_step_is_applied() -> Changes:
+    original = _SHARE._apply
+
+    def apply(self: Any, total: Any) -> None:
+        self._squares = None
+        original(self, total)
+
+    return [(_SHARE, "_apply", apply)]
+
+
+@bug
 def older_attempt_takes_over() -> Changes:
     original = _SHARE.fence
 

@@ -131,13 +131,15 @@ class JobPlan:
     max_workers: int
     shards: int
     snapshot_steps: int = 0  # between snapshots; 0: none
+    clipped: bool = False  # by a norm that is never reached: shards take two turns for a step, and change nothing
     cancel_after: float | None = None
 
     @property
     def spec(self) -> str:
+        clip = ", clip_norm: 1000000" if self.clipped else ""
         return (
             f"name: {self.key}\nmodel: {{type: mlp}}\n"
-            f"training: {{world_size: {self.world_size}, steps: {self.steps}, batch_size: 4}}\n"
+            f"training: {{world_size: {self.world_size}, steps: {self.steps}, batch_size: 4{clip}}}\n"
             "optimizer: {name: sgd, learning_rate: 1.0}\nmax_attempts: 100\n"
             f"snapshots: {{every_steps: {self.snapshot_steps}}}\n"
             f"resources: {{min_workers: {self.min_workers}, max_workers: {self.max_workers}, shards: {self.shards}}}\n"

@@ -101,6 +101,7 @@ def plan_of(seed: int, *, sqlite_share: float = 0.25) -> Plan:
                 max_workers=chance.randint(least, world_size),
                 shards=chance.randint(1, len(servers)),
                 snapshot_steps=chance.choice((0, 1, 2)),
+                clipped=(seed + number) % 3 == 0,
                 cancel_after=round(chance.uniform(0.5, 6), 3) if chance.random() < 0.08 else None,
             )
         )

@@ -229,6 +229,7 @@ class Share:
         self._start_reduction()
         self._non_finite = 0
         self._awaiting_norm: _Contribution | None = None
+        self._squares: tuple[int, bytes] | None = None  # of the last step that was complete here: it, and its SQUARES
         if self._initial is not None:
             values, self._integers = self._initial.read(
                 pieces=self.held.slices, layers=layout.layers, integers=self._integer_layout
@@ -380,13 +381,15 @@ class Share:
             self._apply(total)
             return
         self._awaiting_norm = total
-        self._squares = self._weights.squares(total.gradient)
+        squares = self._weights.squares(total.gradient)
+        self._squares = (self.version, struct.pack(f"<{len(squares)}d", *squares))
         for session in list(self._sessions):
-            session.send(self._squares_frame())
+            self._send_squares(session, self.version)
 
-    def _squares_frame(self) -> Frame:
-        payload = struct.pack(f"<{len(self._squares)}d", *self._squares)
-        return Frame(Kind.SQUARES, attempt=self.attempt, step=self.version, payload=payload)
+    def _send_squares(self, session: Session, of_step: int) -> None:
+        """Also those of the step before this version: another shard may still wait for its norm."""
+        if self._squares is not None and self._squares[0] == of_step:
+            session.send(Frame(Kind.SQUARES, attempt=self.attempt, step=of_step, payload=self._squares[1]))
 
     def _receive_norm(self, frame: Frame) -> None:
         """Every trainer that has all shards' squares sends the whole model's; they are equal, the first one counts."""
@@ -457,11 +460,11 @@ class Share:
     def _answer_missing(self, session: Session, frame: Frame) -> None:
         """What a trainer that waits for `step` needs to know: the state, or whose work is missing."""
         evaluation = bool(frame.correct)
-        if frame.step < self.version or (evaluation and frame.step in self._evaluations):
+        has_gone_on = frame.step < self.version or (evaluation and frame.step in self._evaluations)
+        if has_gone_on:
             self._tell_state(session)
-            return
-        if self._awaiting_norm is not None:
-            session.send(self._squares_frame())
+        if has_gone_on or self._awaiting_norm is not None:
+            self._send_squares(session, frame.step)
             return
         if evaluation:
             sums = self._heldout.get(frame.step)

@@ -25,6 +25,7 @@ from shoal.data.split import FloatSplit, Split
 from shoal.jobspec.spec import JobSpec
 from shoal.models.catalog import build_model
 from shoal.models.folder import weights_sha256
+from shoal.wire.exchange.frames import Frame, Kind
 from shoal.worker.trainer.gradients import Gradients
 from shoal.worker.trainer.loop import TrainingLoop
 from shoal.worker.trainer.replica import Replica
@@ -232,6 +233,36 @@ def test_a_refused_push_is_made_again(shards: Shards) -> None:
     # The block of four ranks of the second step twice, or once more, where one shard's refusal comes after the repeat.
     assert broken.asked in (STEPS * 4 + 4, STEPS * 4 + 8)
     assert trainer.parameters.pushed.total() > STEPS * 2  # to two shards
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.mark.parametrize("transport", ["auto", "grpc"])
+def test_a_norm_that_came_to_one_shard_only_is_made_again_by_a_newcomer(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that sent it died in between: the shard that has gone on must still tell what the other one needs."""
+    never_reached = spec(transport, clip_norm=1e6)
+    with running_shards(never_reached, tmp_path) as shards:
+        first = Trainer(shards, "first", lambda: range(4))
+        to_the_second = first.parameters._shards[1].link
+        send = to_the_second.send
+
+        def die_before_a_norm(frame: Frame) -> None:
+            if frame.kind is Kind.NORM:
+                raise Died
+            send(frame)
+
+        monkeypatch.setattr(to_the_second, "send", die_before_a_norm)
+        shares = [server.shares.get("job") for server in shards.servers]
+        first.start()
+        shares[0].progress(from_version=0, known_evaluations=99, wait_seconds=SECONDS)
+        with pytest.raises(Died):
+            first.finish()
+        assert [share.version for share in shares] == [1, 0]
+        assert_plain(Trainer(shards, "second", lambda: range(4)).start().finish(), shards)
 
 
 def test_a_target_accuracy_ends_all_trainers_at_the_same_version(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Parameters:
             self._poll.register(shard.link.fileno(), select.POLLIN)
         self._flat = tuple(torch.from_numpy(space.array()) for space in self._spaces)
         self._slots: list[Tensor] = []
-        self._squares: dict[int, tuple[float, ...]] = {}  # by shard position, of the step at hand
+        self._squares: dict[int, tuple[int, tuple[float, ...]]] = {}  # the last ones by shard position, and their step
         self.evaluations: dict[int, Evaluated] = {}
         self.refused: list[tuple[int, Block]] = []  # pushes to make again
         self.missing: Missing | None = None
@@ -153,12 +153,21 @@ class Parameters:
         )
 
     def ask_missing(self, *, step: int, evaluation: bool) -> None:
-        """The answer comes as `missing`; where there is other news, that comes instead."""
+        """The answer comes as `missing`; where there is other news, that comes instead.
+
+        A step that is clipped needs the squares of every shard, also of those that are done with it: whoever sent
+        them the norm may have died before it told the others.
+        """
         self.missing = None
         late = [shard for shard in self._shards if shard.version == step]
-        if late:
-            ask = Frame(Kind.ASK_MISSING, attempt=self._attempt, step=step, correct=int(evaluation))
-            (self._shards[0] if evaluation else late[0]).link.send(ask)
+        if not late:
+            return
+        asked = self._shards[:1] if evaluation else late[:1]
+        told = {position for position, (of_step, _) in self._squares.items() if of_step == step}
+        if told and not evaluation:
+            asked = [shard for position, shard in enumerate(self._shards) if position not in told] or asked
+        for shard in asked:
+            shard.link.send(Frame(Kind.ASK_MISSING, attempt=self._attempt, step=step, correct=int(evaluation)))
 
     def watch(self, descriptor: int) -> None:
         """`wait` returns, too, when something has come there."""
@@ -191,7 +200,6 @@ class Parameters:
                     shard.version = frame.step
                     shard.buffers[frame.step % 2] = frame.step
                     shard.integers, shard.loss = bytes(frame.payload), frame.value
-                    self._squares.pop(position, None)
             case Kind.PULL:
                 shard.buffers[frame.step % 2] = frame.step
             case Kind.EVALUATION:
@@ -200,8 +208,7 @@ class Parameters:
                 ranks = tuple(int(rank) for rank in np.frombuffer(frame.payload, dtype="<u4"))
                 self.missing = Missing(step=frame.step, evaluation=bool(frame.correct), ranks=ranks)
             case Kind.SQUARES:
-                if frame.step == shard.version:
-                    self._take_squares(position, frame)
+                self._take_squares(position, frame)
             case Kind.REFUSED:
                 if not frame.correct:
                     raise Unavailable(f"the shard refused a push: {bytes(frame.payload).decode()}")
@@ -213,9 +220,10 @@ class Parameters:
 
     def _take_squares(self, position: int, frame: Frame) -> None:
         """When every shard's squares of a step are here, their exact sum goes to all of them."""
-        self._squares[position] = struct.unpack(f"<{len(frame.payload) // 8}d", frame.payload)
-        if len(self._squares) == len(self._shards):
-            total = math.fsum(part for parts in self._squares.values() for part in parts)
+        self._squares[position] = (frame.step, struct.unpack(f"<{len(frame.payload) // 8}d", frame.payload))
+        parts = [parts for step, parts in self._squares.values() if step == frame.step]
+        if len(parts) == len(self._shards):
+            total = math.fsum(square for squares in parts for square in squares)
             norm = Frame(Kind.NORM, attempt=self._attempt, step=frame.step, value=total)
             for shard in self._shards:
                 if shard.version == frame.step:
