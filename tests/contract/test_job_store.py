@@ -14,7 +14,7 @@ import sqlalchemy.ext.asyncio
 
 from shoal.core.errors import AlreadyExists, Deposed, NotFound, Refused, Stale, Unavailable
 from shoal.core.job import Event, Job, Phase, Requirements, Results, ShardAddress, ShardFile
-from shoal.master import transitions
+from shoal.master.lifecycle import transitions
 from shoal.master.store import rows
 from shoal.master.store.base import (
     Database,

@@ -11,17 +11,17 @@ from typing import Any
 
 import shoal.consistency.sync
 import shoal.core.tree
-import shoal.master.beginning
-import shoal.master.completion
-import shoal.master.endings
-import shoal.master.following
 import shoal.master.jobs
-import shoal.master.live
-import shoal.master.members
-import shoal.master.polls
+import shoal.master.lifecycle.beginning
+import shoal.master.lifecycle.completion
+import shoal.master.lifecycle.endings
+import shoal.master.lifecycle.following
+import shoal.master.lifecycle.live
+import shoal.master.lifecycle.transitions
+import shoal.master.membership.members
+import shoal.master.membership.polls
 import shoal.master.servicers.jobs
 import shoal.master.store.memory
-import shoal.master.transitions
 import shoal.ps.reduction
 import shoal.ps.share
 import shoal.ps.shares
@@ -32,21 +32,21 @@ import shoal.worker.trainer.parameters
 from shoal.consistency.verdict import TAKE
 from shoal.core.errors import NotFound, ShoalError, TrainingFailed, Unavailable
 from shoal.core.job import Phase
-from shoal.master.members import Finding, MemberState
+from shoal.master.membership.members import Finding, MemberState
 from shoal.master.store.base import Submission
 
 Changes = list[tuple[Any, str, Any]]
 
 _SHARE = shoal.ps.share.Share
 _SHARES = shoal.ps.shares.Shares
-_MEMBERS = shoal.master.members.Members
-_COMPLETIONS = shoal.master.completion.Completions
-_BEGINNINGS = shoal.master.beginning.Beginnings
-_LIVE = shoal.master.live.LiveJobs
+_MEMBERS = shoal.master.membership.members.Members
+_COMPLETIONS = shoal.master.lifecycle.completion.Completions
+_BEGINNINGS = shoal.master.lifecycle.beginning.Beginnings
+_LIVE = shoal.master.lifecycle.live.LiveJobs
 _MEMORY = shoal.master.store.memory.MemoryJobStore
 _DATABASE = shoal.master.store.memory.MemoryDatabase
 _AGENT = shoal.worker.agent.Agent
-_TRANSITIONS = shoal.master.transitions
+_TRANSITIONS = shoal.master.lifecycle.transitions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +191,7 @@ def epoch_check_dropped_by_servers() -> Changes:
 
 @bug
 def one_shard_restored_alone() -> Changes:
-    return [(shoal.master.beginning._Making, "is_torn", lambda self, created: False)]
+    return [(shoal.master.lifecycle.beginning._Making, "is_torn", lambda self, created: False)]
 
 
 # The store.
@@ -434,12 +434,12 @@ def first_of_two_servers_speaks_for_both() -> Changes:
             raise Unavailable("none answers")
         return [answer if not isinstance(answer, BaseException) else answers[0] for answer in outcomes]
 
-    return [(shoal.master.beginning, "each", each), (shoal.master.completion, "each", each)]
+    return [(shoal.master.lifecycle.beginning, "each", each), (shoal.master.lifecycle.completion, "each", each)]
 
 
 @bug
 def failure_of_the_store_breaks_the_coordinator() -> Changes:
-    from shoal.master.coordinator import Coordinator
+    from shoal.master.coordination.coordinator import Coordinator
 
     original = Coordinator._apply
 

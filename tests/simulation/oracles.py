@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-import shoal.master.completion
-import shoal.master.coordinator
-import shoal.master.live
-import shoal.master.members
+import shoal.master.coordination.coordinator
+import shoal.master.lifecycle.completion
+import shoal.master.lifecycle.live
+import shoal.master.membership.members
 import shoal.ps.servicer
 import shoal.ps.share
 from shoal.core.job import Job, Phase
@@ -294,11 +294,11 @@ def watching() -> Iterator[list[Oracle]]:
     share_class = shoal.ps.share.Share
     receive, apply, fence_off, fence = share_class.receive, share_class._apply, share_class.fence_off, share_class.fence
     asked = shoal.ps.servicer.ShardServicer._asked
-    expire = shoal.master.members.Members.expire
-    complete = shoal.master.completion.Completions.complete
-    hand_out = shoal.master.live.LiveJobs.hand_out
-    depart = shoal.master.members.Members._depart
-    cluster = shoal.master.coordinator.Coordinator._cluster
+    expire = shoal.master.membership.members.Members.expire
+    complete = shoal.master.lifecycle.completion.Completions.complete
+    hand_out = shoal.master.lifecycle.live.LiveJobs.hand_out
+    depart = shoal.master.membership.members.Members._depart
+    cluster = shoal.master.coordination.coordinator.Coordinator._cluster
 
     def watched_receive(self: Any, session: Any, frame: Any) -> None:
         if frame.kind is not Kind.PUSHED:
@@ -356,16 +356,16 @@ def watching() -> Iterator[list[Oracle]]:
         return seen
 
     changes: list[tuple[Any, str, Any]] = [
-        (shoal.master.live.LiveJobs, "hand_out", watched_hand_out),
-        (shoal.master.members.Members, "_depart", watched_depart),
-        (shoal.master.coordinator.Coordinator, "_cluster", watched_cluster),
+        (shoal.master.lifecycle.live.LiveJobs, "hand_out", watched_hand_out),
+        (shoal.master.membership.members.Members, "_depart", watched_depart),
+        (shoal.master.coordination.coordinator.Coordinator, "_cluster", watched_cluster),
         (share_class, "receive", watched_receive),
         (share_class, "_apply", watched_apply),
         (share_class, "fence_off", watched_fence_off),
         (share_class, "fence", watched_fence),
         (shoal.ps.servicer.ShardServicer, "_asked", watched_asked),
-        (shoal.master.members.Members, "expire", watched_expire),
-        (shoal.master.completion.Completions, "complete", watch_complete(complete)),
+        (shoal.master.membership.members.Members, "expire", watched_expire),
+        (shoal.master.lifecycle.completion.Completions, "complete", watch_complete(complete)),
     ]
     originals = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
     for owner, name, replacement in changes:

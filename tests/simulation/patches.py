@@ -18,13 +18,13 @@ import grpc
 import structlog
 
 import shoal.master.app
+import shoal.master.clients.shards
+import shoal.master.clients.workers
 import shoal.master.jobs
-import shoal.master.live
-import shoal.master.probes
-import shoal.master.shards
+import shoal.master.lifecycle.live
+import shoal.master.membership.probes
 import shoal.master.store.database
 import shoal.master.store.timed
-import shoal.master.workers
 import shoal.ps.app
 import shoal.ps.initial
 import shoal.ps.membership

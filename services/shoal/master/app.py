@@ -15,37 +15,37 @@ from grpc_health.v1.health import aio as health
 
 from shoal.core.errors import Deposed, InvalidInput, Unavailable
 from shoal.jobspec.reading import describe, validate_spec
-from shoal.master.beginning import Beginnings
 from shoal.master.bound import Bound
 from shoal.master.changes import Changes
-from shoal.master.completion import Completions
-from shoal.master.coordinator import Coordinator
-from shoal.master.endings import Endings
-from shoal.master.fences import Fences
-from shoal.master.following import Follower
-from shoal.master.grants import GrantBook
-from shoal.master.incidents import Incidents
-from shoal.master.initial import InitialSources
+from shoal.master.clients.shards import ShardClient
+from shoal.master.clients.workers import WorkerClient
+from shoal.master.coordination.coordinator import Coordinator
+from shoal.master.coordination.fences import Fences
+from shoal.master.coordination.incidents import Incidents
+from shoal.master.coordination.registration import Registrar
 from shoal.master.jobs import Jobs
 from shoal.master.lead import Lead
 from shoal.master.leadership import Leadership
-from shoal.master.live import LiveJobs
-from shoal.master.members import Members, Timing
-from shoal.master.polls import Polls
-from shoal.master.probes import Probes
-from shoal.master.registration import Registrar
-from shoal.master.reopening import Reopening
+from shoal.master.lifecycle.beginning import Beginnings
+from shoal.master.lifecycle.completion import Completions
+from shoal.master.lifecycle.endings import Endings
+from shoal.master.lifecycle.following import Follower
+from shoal.master.lifecycle.initial import InitialSources
+from shoal.master.lifecycle.live import LiveJobs
+from shoal.master.lifecycle.reopening import Reopening
+from shoal.master.lifecycle.snapshots import Snapshots
+from shoal.master.lifecycle.sweeping import Sweeper
+from shoal.master.membership.members import Members, Timing
+from shoal.master.membership.polls import Polls
+from shoal.master.membership.probes import Probes
+from shoal.master.scheduling.grants import GrantBook
 from shoal.master.servicers.jobs import JobServicer
 from shoal.master.servicers.master import MasterServicer
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient
-from shoal.master.snapshots import Snapshots
 from shoal.master.store.base import Database, JobStore, Limits
 from shoal.master.store.opening import open_database
 from shoal.master.store.timed import TimedJobStore
-from shoal.master.sweeping import Sweeper
 from shoal.master.tasks import Tasks
-from shoal.master.workers import WorkerClient
 from shoal.metrics.grpc import AioMetricsInterceptor, GrpcServerMetrics
 from shoal.metrics.http import MetricsServer
 from shoal.metrics.master import MasterMetrics
@@ -57,7 +57,7 @@ from shoal.wire.options import server_options
 from shoal.wire.v1 import jobs_pb2_grpc, master_pb2_grpc
 
 if TYPE_CHECKING:
-    from shoal.master.pods import PodWatch
+    from shoal.master.coordination.pods import PodWatch
 
 _STOP_SECONDS = 0.5  # for calls in flight when the master stops: long polls would never end by themselves
 _PRUNE_SECONDS = 600.0  # between looks for ended jobs that are too many
@@ -396,7 +396,7 @@ async def _prune(sweeper: Sweeper) -> None:
 def _pod_watch(settings: MasterSettings, incidents: Incidents) -> "PodWatch | None":
     if not settings.kubernetes_namespace:
         return None
-    from shoal.master.pods import PodWatch
+    from shoal.master.coordination.pods import PodWatch
 
     return PodWatch(namespace=settings.kubernetes_namespace, selector=settings.kubernetes_selector, incidents=incidents)
 

@@ -15,14 +15,14 @@ from shoal.jobspec.reading import describe, load_spec, parse_spec
 from shoal.jobspec.spec import JobSpec
 from shoal.master import reasons
 from shoal.master.changes import Changes
-from shoal.master.coordinator import Coordinator
-from shoal.master.endings import Cancellation, Endings
-from shoal.master.initial import InitialSources
-from shoal.master.live import LiveJobs
-from shoal.master.members import Members
-from shoal.master.reopening import Reopening
+from shoal.master.clients.shards import ShardClient
+from shoal.master.coordination.coordinator import Coordinator
+from shoal.master.lifecycle.endings import Cancellation, Endings
+from shoal.master.lifecycle.initial import InitialSources
+from shoal.master.lifecycle.live import LiveJobs
+from shoal.master.lifecycle.reopening import Reopening
+from shoal.master.membership.members import Members
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient
 from shoal.master.store.base import JobStore, LogLine, Manifest, Submission, Summary
 from shoal.master.views import JobView
 from shoal.metrics.master import MasterMetrics

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from shoal.core.job import Capabilities, Grant
 from shoal.jobspec.reading import load_spec
-from shoal.master.members import Application, Member, Role
+from shoal.master.membership.members import Application, Member, Role
 from shoal.master.store.base import LogLine, Manifest
 from shoal.master.views import JobView
 from shoal.wire.convert import (

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shoal.core.job import Event, Job
-from shoal.master.spread import Ranks
+from shoal.master.scheduling.spread import Ranks
 from shoal.master.store.base import Evaluation, Summary
 
 

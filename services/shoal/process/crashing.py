@@ -9,7 +9,7 @@ import signal
 
 CRASH_AT = "SHOAL_CRASH_AT"  # environment: the name of one point, or NAME:N for the N-th time it is reached
 
-# What the master's store commits: master/transitions.py, and the other writes of master/store/sql.py.
+# What the master's store commits: master/lifecycle/transitions.py, and the other writes of master/store/sql.py.
 _COMMITS = (
     "take",
     "submit",

@@ -6,7 +6,7 @@ import pytest
 
 from shoal.jobspec.reading import validate_spec
 from shoal.jobspec.spec import SnapshotsSpec, TrainingConfig
-from shoal.master.cadence import Facts, Rest, Take, due, never
+from shoal.master.lifecycle.cadence import Facts, Rest, Take, due, never
 
 USUAL = Facts(
     version=100,

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from shoal.core.job import Capabilities, Grant
-from shoal.master.grants import GrantBook
-from shoal.master.members import Application, Members, MemberState, Role, Timing
-from shoal.master.polls import Polls
+from shoal.master.membership.members import Application, Members, MemberState, Role, Timing
+from shoal.master.membership.polls import Polls
+from shoal.master.scheduling.grants import GrantBook
 from shoal.process.clock import FakeClock
 
 

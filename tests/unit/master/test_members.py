@@ -6,7 +6,7 @@ import pytest
 
 from shoal.core.errors import FencedOff, InvalidInput
 from shoal.core.job import Capabilities, Load, Progress
-from shoal.master.members import Application, Finding, Members, MemberState, Role, Timing
+from shoal.master.membership.members import Application, Finding, Members, MemberState, Role, Timing
 from shoal.process.clock import FakeClock
 
 TIMING = Timing(lease_seconds=10, suspect_grace_seconds=1, server_grace_seconds=3, lost_kept_seconds=300)

@@ -4,8 +4,8 @@ import pytest
 from lightkube.resources.core_v1 import Pod
 
 from shoal.core.errors import InvalidInput
-from shoal.master.incidents import Incidents
-from shoal.master.pods import PodFacts, PodWatch, facts_of, news
+from shoal.master.coordination.incidents import Incidents
+from shoal.master.coordination.pods import PodFacts, PodWatch, facts_of, news
 
 CONTAINER = {"name": "worker", "image": "i", "imageID": "i", "ready": True, "restartCount": 0}
 

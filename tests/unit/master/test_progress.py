@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from shoal.master.progress import ProgressLog, ShardProgress
+from shoal.master.clients.shards import ShardProgress
+from shoal.master.lifecycle.progress import ProgressLog
 from shoal.master.store.base import Evaluation
 
 

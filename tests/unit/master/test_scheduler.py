@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.job import Capabilities, Requirements
-from shoal.master.scheduler import (
+from shoal.master.scheduling.scheduler import (
     Cluster,
     JobFacts,
     Move,
@@ -18,7 +18,7 @@ from shoal.master.scheduler import (
     WorkerFacts,
     decide,
 )
-from shoal.master.spread import Hysteresis
+from shoal.master.scheduling.spread import Hysteresis
 
 HYSTERESIS = Hysteresis(gain=0.25, gain_seconds=0.001, seconds=5.0)
 NOW = 1000.0

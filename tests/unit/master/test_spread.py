@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.core.tree import blocks_of
-from shoal.master.spread import Hysteresis, respread, spread, step_seconds
+from shoal.master.scheduling.spread import Hysteresis, respread, spread, step_seconds
 
 HYSTERESIS = Hysteresis(gain=0.25, gain_seconds=0.001, seconds=5.0)
 

@@ -8,10 +8,10 @@ import grpc
 
 from shoal.core.errors import InvalidInput
 from shoal.master.bound import Bound
-from shoal.master.grants import GrantBook
 from shoal.master.jobs import Jobs, ModelFile, ModelHead
-from shoal.master.members import Members, Role
+from shoal.master.membership.members import Members, Role
 from shoal.master.messages import job_message, log_message, server_message, snapshot_messages, worker_message
+from shoal.master.scheduling.grants import GrantBook
 from shoal.master.shield import to_the_end
 from shoal.wire.status import answered_async
 from shoal.wire.v1 import jobs_pb2, jobs_pb2_grpc

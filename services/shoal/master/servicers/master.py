@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 
 from shoal.core.errors import InvalidInput, NotFound
-from shoal.master.completion import Completion, Completions
-from shoal.master.incidents import Incidents
+from shoal.master.coordination.incidents import Incidents
+from shoal.master.coordination.registration import Registrar
 from shoal.master.jobs import Jobs
-from shoal.master.members import NOT_RECOGNIZED, Member, Members, Role
+from shoal.master.lifecycle.completion import Completion, Completions
+from shoal.master.membership.members import NOT_RECOGNIZED, Member, Members, Role
+from shoal.master.membership.polls import Polls
 from shoal.master.messages import application_of, grant_message
-from shoal.master.polls import Polls
-from shoal.master.registration import Registrar
 from shoal.master.settings import MasterSettings
 from shoal.master.shield import to_the_end
 from shoal.master.store.base import LogLine

@@ -11,13 +11,14 @@ from shoal.core.errors import DeadlineExceeded, Missed, NotFound, Refused, Shoal
 from shoal.core.job import Event, ShardAddress
 from shoal.jobspec.reading import load_spec
 from shoal.jobspec.spec import SnapshotsSpec
-from shoal.master import cadence, reasons
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Members
+from shoal.master import reasons
+from shoal.master.clients.shards import ShardClient, Written, whole
+from shoal.master.lifecycle import cadence
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.lifecycle.sweeping import Sweeper
+from shoal.master.membership.members import Members
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient, Written, whole
 from shoal.master.store.base import JobStore, Manifest
-from shoal.master.sweeping import Sweeper
 from shoal.master.tasks import Tasks
 from shoal.metrics.master import MasterMetrics
 from shoal.process.clock import Clock

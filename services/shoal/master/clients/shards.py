@@ -12,13 +12,26 @@ import grpc
 from shoal.core.errors import Corrupt, DeadlineExceeded, InvalidInput, NotFound, Refused, Unavailable
 from shoal.core.job import ShardAddress, ShardFile
 from shoal.master.lead import Lead
-from shoal.master.progress import ShardProgress
 from shoal.master.store.base import Evaluation
 from shoal.wire.options import MEBIBYTE, UNARY_LIMIT_BYTES, open_aio_channel
 from shoal.wire.v1 import shard_pb2, shard_pb2_grpc
 
 _T = TypeVar("_T")
 _PING_SECONDS = 1.0  # a server that lives answers in a few milliseconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardProgress:
+    """One answer of a shard."""
+
+    attempt: int
+    version: int
+    total_steps: int
+    samples: int
+    losses: tuple[tuple[int, float], ...]  # (step, loss), ascending
+    evaluations: tuple[Evaluation, ...]  # all of them
+    started: bool
+    failure: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

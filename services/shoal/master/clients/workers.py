@@ -5,9 +5,9 @@ A push only saves time. The worker's own poll hands out the same grant, so a pus
 
 from shoal.core.errors import ShoalError
 from shoal.core.job import Grant
+from shoal.master.clients.shards import Channels
 from shoal.master.lead import Lead
 from shoal.master.messages import grant_message
-from shoal.master.shards import Channels
 from shoal.master.tasks import Tasks
 from shoal.process.logs import get_logger
 from shoal.wire.options import CONTROL_LIMIT_BYTES

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from shoal.core.errors import Refused, Stale, Unavailable
 from shoal.core.job import Job, Phase, Results
-from shoal.master import transitions
-from shoal.master.live import LiveJobs, Run
+from shoal.master.lifecycle import transitions
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.lifecycle.sweeping import Sweeper
 from shoal.master.store.base import JobStore, Summary
-from shoal.master.sweeping import Sweeper
 from shoal.metrics.master import MasterMetrics
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger

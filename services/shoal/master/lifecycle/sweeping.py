@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from shoal.core.errors import NotFound, ShoalError, Unavailable
 from shoal.core.job import Job, ShardAddress
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Member, Members
-from shoal.master.shards import ShardClient
+from shoal.master.clients.shards import ShardClient
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.membership.members import Member, Members
 from shoal.master.store.base import JobStore
 from shoal.master.tasks import Tasks
 from shoal.process.clock import Clock

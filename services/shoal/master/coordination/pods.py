@@ -15,7 +15,7 @@ from lightkube.resources.core_v1 import Pod
 
 from shoal.core.errors import InvalidInput
 from shoal.master import reasons
-from shoal.master.incidents import Incidents
+from shoal.master.coordination.incidents import Incidents
 from shoal.process.logs import get_logger
 
 _RETRY_SECONDS = 5.0  # after an API server that does not answer

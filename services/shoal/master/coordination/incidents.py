@@ -6,8 +6,8 @@ from shoal.core.errors import NotFound, Unavailable
 from shoal.core.job import Event
 from shoal.master import reasons
 from shoal.master.changes import Changes
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Member, Members
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.membership.members import Member, Members
 from shoal.master.store.base import JobStore
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger

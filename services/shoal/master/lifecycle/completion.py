@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 
 from shoal.core.errors import DeadlineExceeded, InvalidInput, NotFound, ShoalError, Stale, Unavailable
 from shoal.core.job import Failure, Phase, Results, ShardFile
-from shoal.master import reasons, transitions
-from shoal.master.endings import Endings
-from shoal.master.following import Follower
-from shoal.master.grants import GrantBook
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Members
+from shoal.master import reasons
+from shoal.master.clients.shards import ShardClient, each, whole
+from shoal.master.lifecycle import transitions
+from shoal.master.lifecycle.endings import Endings
+from shoal.master.lifecycle.following import Follower
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.lifecycle.sweeping import Sweeper
+from shoal.master.membership.members import Members
+from shoal.master.scheduling.grants import GrantBook
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient, each, whole
 from shoal.master.store.base import JobStore
-from shoal.master.sweeping import Sweeper
 from shoal.master.tasks import Tasks
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger

@@ -20,15 +20,16 @@ from shoal.core.errors import (
 )
 from shoal.core.job import Event, Job, Results, ShardAddress
 from shoal.jobspec.reading import load_spec
-from shoal.master import reasons, transitions
-from shoal.master.completion import Completions
-from shoal.master.endings import Endings
-from shoal.master.following import Follower
-from shoal.master.initial import InitialSources
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Member, Members, Role
-from shoal.master.shards import Created, InitialWeights, Restore, ShardClient, each
-from shoal.master.snapshots import Snapshots
+from shoal.master import reasons
+from shoal.master.clients.shards import Created, InitialWeights, Restore, ShardClient, each
+from shoal.master.lifecycle import transitions
+from shoal.master.lifecycle.completion import Completions
+from shoal.master.lifecycle.endings import Endings
+from shoal.master.lifecycle.following import Follower
+from shoal.master.lifecycle.initial import InitialSources
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.lifecycle.snapshots import Snapshots
+from shoal.master.membership.members import Member, Members, Role
 from shoal.master.store.base import LIVE, JobStore, Manifest, Placement, Summary
 from shoal.master.tasks import Tasks
 from shoal.process.clock import Clock

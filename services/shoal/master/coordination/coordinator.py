@@ -6,15 +6,15 @@ from collections import Counter
 
 from shoal.core.errors import Stale, Unavailable
 from shoal.core.job import Job, Phase
-from shoal.master.beginning import Beginnings
 from shoal.master.changes import Changes
-from shoal.master.endings import Endings
-from shoal.master.fences import Fences
-from shoal.master.grants import GrantBook
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Member, Members, MemberState, Role
-from shoal.master.probes import Probes
-from shoal.master.scheduler import (
+from shoal.master.coordination.fences import Fences
+from shoal.master.lifecycle.beginning import Beginnings
+from shoal.master.lifecycle.endings import Endings
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.membership.members import Member, Members, MemberState, Role
+from shoal.master.membership.probes import Probes
+from shoal.master.scheduling.grants import GrantBook
+from shoal.master.scheduling.scheduler import (
     Cluster,
     Decision,
     JobFacts,
@@ -26,8 +26,8 @@ from shoal.master.scheduler import (
     WorkerFacts,
     decide,
 )
+from shoal.master.scheduling.spread import Hysteresis
 from shoal.master.settings import MasterSettings
-from shoal.master.spread import Hysteresis
 from shoal.metrics.master import MasterMetrics
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from shoal.core.job import Grant
-from shoal.master.grants import Assignments, GrantBook
-from shoal.master.members import Member, Members
+from shoal.master.membership.members import Member, Members
+from shoal.master.scheduling.grants import Assignments, GrantBook
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,13 +4,13 @@ import asyncio
 
 from shoal.core.errors import NotFound, ShoalError, Stale, Unavailable
 from shoal.core.job import Phase
-from shoal.master import reasons, transitions
-from shoal.master.endings import Endings
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Members
-from shoal.master.progress import ShardProgress
+from shoal.master import reasons
+from shoal.master.clients.shards import ShardClient, ShardProgress
+from shoal.master.lifecycle import transitions
+from shoal.master.lifecycle.endings import Endings
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.membership.members import Members
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient
 from shoal.master.store.base import JobStore
 from shoal.master.tasks import Tasks
 from shoal.metrics.master import MasterMetrics

@@ -8,9 +8,9 @@ import asyncio
 
 from shoal.core.errors import DeadlineExceeded, ShoalError, Unavailable
 from shoal.core.job import ShardAddress
-from shoal.master.live import LiveJobs, Run
-from shoal.master.members import Member
-from shoal.master.shards import ShardClient
+from shoal.master.clients.shards import ShardClient
+from shoal.master.lifecycle.live import LiveJobs, Run
+from shoal.master.membership.members import Member
 from shoal.master.tasks import Tasks
 from shoal.metrics.master import MasterMetrics
 from shoal.process.logs import get_logger

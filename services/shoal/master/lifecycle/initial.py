@@ -6,8 +6,8 @@ from shoal.core.errors import InvalidInput, NotFound
 from shoal.core.job import Job, Phase, ShardAddress, ShardFile
 from shoal.jobspec.reading import load_spec
 from shoal.jobspec.spec import JobSpec
-from shoal.master.members import Members
-from shoal.master.shards import InitialWeights
+from shoal.master.clients.shards import InitialWeights
+from shoal.master.membership.members import Members
 from shoal.master.store.base import JobStore, Manifest
 
 

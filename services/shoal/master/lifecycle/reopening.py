@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from shoal.core.errors import Refused, Stale
 from shoal.core.job import Job
 from shoal.jobspec.reading import load_spec
-from shoal.master import transitions
-from shoal.master.live import LiveJobs
+from shoal.master.lifecycle import transitions
+from shoal.master.lifecycle.live import LiveJobs
 from shoal.master.store.base import JobStore, Manifest
 from shoal.process.clock import Clock
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from shoal.core.errors import ShoalError
 from shoal.master.lead import Lead
-from shoal.master.members import Finding, Member, Members, Role
+from shoal.master.membership.members import Finding, Member, Members, Role
 from shoal.master.tasks import Tasks
 from shoal.metrics.master import MasterMetrics
 from shoal.process.logs import get_logger

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from shoal.core.errors import DeadlineExceeded, Unavailable
 from shoal.core.job import ShardAddress
-from shoal.master.fences import Fences
-from shoal.master.live import LiveJobs
-from shoal.master.members import Application, Member, Members, MemberState, Registration, Role
-from shoal.master.polls import Polls
-from shoal.master.shards import ShardClient
-from shoal.master.sweeping import Sweeper
+from shoal.master.clients.shards import ShardClient
+from shoal.master.coordination.fences import Fences
+from shoal.master.lifecycle.live import LiveJobs
+from shoal.master.lifecycle.sweeping import Sweeper
+from shoal.master.membership.members import Application, Member, Members, MemberState, Registration, Role
+from shoal.master.membership.polls import Polls
 from shoal.process.logs import get_logger
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from shoal.core.errors import ShoalError
 from shoal.core.job import Grant, Job, ShardAddress
 from shoal.master.changes import Changes
-from shoal.master.grants import GrantBook, GrantChanges
-from shoal.master.members import Member, Members
-from shoal.master.progress import ProgressLog
+from shoal.master.clients.shards import ShardClient
+from shoal.master.clients.workers import WorkerClient
+from shoal.master.lifecycle.progress import ProgressLog
+from shoal.master.membership.members import Member, Members
+from shoal.master.scheduling.grants import GrantBook, GrantChanges
 from shoal.master.settings import MasterSettings
-from shoal.master.shards import ShardClient
 from shoal.master.store.base import JobStore, Transition
 from shoal.master.tasks import Tasks
-from shoal.master.workers import WorkerClient
 from shoal.metrics.master import MasterMetrics
 from shoal.process.clock import Clock
 from shoal.process.logs import get_logger

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal.core.job import Capabilities, Job, Phase, Requirements
 from shoal.master import reasons
-from shoal.master.spread import Hysteresis, Ranks, respread, spread
+from shoal.master.scheduling.spread import Hysteresis, Ranks, respread, spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

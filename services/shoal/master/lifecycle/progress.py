@@ -4,21 +4,8 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field
 
+from shoal.master.clients.shards import ShardProgress
 from shoal.master.store.base import Evaluation, Summary
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardProgress:
-    """One answer of a shard."""
-
-    attempt: int
-    version: int
-    total_steps: int
-    samples: int
-    losses: tuple[tuple[int, float], ...]  # (step, loss), ascending
-    evaluations: tuple[Evaluation, ...]  # all of them
-    started: bool
-    failure: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
