@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -67,7 +68,11 @@ def read(
     file: BinaryIO, *, name: str, size: int, sha256: str, wanted: Callable[[str], bool] = lambda _: True
 ) -> Contents:
     """The wanted tensors of a file that must have this size and sha256. Raises Corrupt, naming it, if it has not."""
-    source = _Checked(file, name, size)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256") as hashing:
+        return _read(_Checked(file, name, size, hashing), name, sha256, wanted)
+
+
+def _read(source: "_Checked", name: str, sha256: str, wanted: Callable[[str], bool]) -> Contents:
     length = int.from_bytes(source.take(8), "little")
     if length > min(_LONGEST_HEADER_BYTES, source.left):
         raise Corrupt(f"{name}: not a safetensors file, or a damaged one: a header of {length} bytes")
@@ -86,14 +91,20 @@ def read(
 
 
 class _Checked:
-    """A file from its first to its last byte, counted and hashed on the way."""
+    """A file from its first to its last byte, counted and hashed on the way.
 
-    def __init__(self, file: BinaryIO, name: str, size: int) -> None:
+    It is hashed behind the reader's back: sha256 takes longer than the copy from the page cache, and each lets the
+    other run. Whoever uses a buffer twice waits for `_hashed` in between.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, size: int, hashing: Executor) -> None:
         self._file = file
         self._name = name
         self._size = size
         self.left = size
         self._digest = hashlib.sha256()
+        self._hashing = hashing
+        self._hashed: Future[None] = hashing.submit(self._digest.update, b"")  # done when all parts so far are in
 
     def fill(self, target: memoryview) -> None:
         for part in _cut(target):
@@ -104,7 +115,7 @@ class _Checked:
                     have = self._size - self.left + got
                     raise Corrupt(f"{self._name}: it has {have} bytes, {self._size} were written")
                 got += count
-            self._digest.update(part)
+            self._hashed = self._hashing.submit(self._digest.update, part)  # one thread: in this order
             self.left -= len(part)
 
     def take(self, count: int) -> bytes:
@@ -119,11 +130,13 @@ class _Checked:
         while count:
             part = scratch[: min(count, PIECE_BYTES)]
             self.fill(part)
+            self._hashed.result()
             count -= len(part)
 
     def end(self, sha256: str) -> None:
         if self.left or self._file.read(1):
             raise Corrupt(f"{self._name}: it has more bytes than its header says or than the {self._size} written")
+        self._hashed.result()
         if self._digest.hexdigest() != sha256:
             raise Corrupt(f"{self._name}: its sha256 is {self._digest.hexdigest()}, that of what was written {sha256}")
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from shoal.process.clock import Clock
 
 FIRST_SECONDS = 0.05
-LONGEST_SECONDS = 1.0  # a forward that is back is noticed within this
+LONGEST_SECONDS = 0.5  # a master that is back is noticed within this
 TELL_AFTER_SECONDS = 1.0  # shorter absences, as of a pod that is replaced, are nobody's business
 
 

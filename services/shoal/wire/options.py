@@ -16,7 +16,7 @@ _LONGEST_BACKOFF_MS = 2_000  # from the beginning of one try to the next
 # the first byte arrives. 100 ms for that (the first backoff is the deadline of the first try, unless told otherwise)
 # made 7 tries and 3.5 s of a forward that takes 1 s. Less than the deadline of a call, which waits for the try.
 _OUTSIDE_CONNECT_MS = 5_000
-_OUTSIDE_LONGEST_BACKOFF_MS = 1_000  # a forward that is back is found within this
+_OUTSIDE_LONGEST_BACKOFF_MS = 300  # a forward that is back is found within this
 _Options = list[tuple[str, int]]
 
 _COMMON: _Options = [
