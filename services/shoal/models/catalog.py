@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import pydantic
@@ -22,6 +23,8 @@ ModelSpec = Annotated[
     pydantic.Field(discriminator="type"),
 ]
 
+_DRAWING = threading.Lock()  # torch has one global generator, and a parameter server builds jobs' shares side by side
+
 MODEL_TYPES: tuple[str, ...] = tuple(
     sorted(family.model_fields["type"].default for family in get_args(get_args(ModelSpec)[0]))
 )
@@ -34,9 +37,10 @@ def build_model(
 
     `input_shape` and `classes` are the dataset's, `seed` is the job's. A config's own `input_shape` may view the same
     elements differently, such as (1, 28, 28) for a table of 784 columns: the model then reshapes what it is given.
-    torch's global generator is left as it was. With `outline` the tensors have shapes and no values (torch's meta
-    device), for whoever has the values already: to draw 125 million of them takes a second. Raises InvalidInput if the
-    config contradicts the dataset.
+    torch's global generator is left as it was; threads that build at the same time wait for each other. With `outline`
+    the tensors have shapes and no values (torch's meta device), for whoever has the values already: to draw 125 million
+    of them takes a second. Raises InvalidInput if the config
+    contradicts the dataset.
     """
     import torch
 
@@ -49,7 +53,8 @@ def build_model(
         raise InvalidInput(
             f"model.input_shape: {shape} given, but the dataset's samples are {input_shape}", field="model.input_shape"
         )
-    with torch.random.fork_rng(devices=[]), torch.device("meta") if outline else contextlib.nullcontext():
+    where = torch.device("meta") if outline else contextlib.nullcontext()
+    with _DRAWING, torch.random.fork_rng(devices=[]), where:
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         model = config.build(input_shape=shape, classes=classes)
     if shape != input_shape:

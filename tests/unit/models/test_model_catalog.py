@@ -1,5 +1,7 @@
 """Building models: a function of config, shapes and seed."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pydantic
 import pytest
 import torch
@@ -33,6 +35,20 @@ def test_weights_are_a_function_of_the_seed(config: ModelConfig) -> None:
     first, again, other = weights(config), weights(config), weights(config, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_weights_do_not_depend_on_who_builds_at_the_same_time() -> None:
+    """A parameter server builds the shares of several jobs in as many threads, and torch's generator is one for all."""
+    config = MlpConfig(hidden=[256, 256])
+    expected = [weights(config, seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        built = list(threads.map(lambda number: weights(config, seed=number % 4), range(200)))
+    wrong = [
+        number
+        for number, tensors in enumerate(built)
+        if not all(torch.equal(a, b) for a, b in zip(tensors, expected[number % 4], strict=True))
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config.type)
