@@ -39,8 +39,7 @@ def build_model(
     elements differently, such as (1, 28, 28) for a table of 784 columns: the model then reshapes what it is given.
     torch's global generator is left as it was; threads that build at the same time wait for each other. With `outline`
     the tensors have shapes and no values (torch's meta device), for whoever has the values already: to draw 125 million
-    of them takes a second. Raises InvalidInput if the config
-    contradicts the dataset.
+    of them takes a second. Raises InvalidInput if the config contradicts the dataset.
     """
     import torch
 
